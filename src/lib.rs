@@ -1,0 +1,3 @@
+//! Lifeboat.
+pub mod files;
+pub mod model;

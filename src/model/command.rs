@@ -1,0 +1,386 @@
+//! What a client transaction asks of the store ([`Command`]), and what became of it ([`Outcome`]).
+//!
+//! A command is encoded once, at the proposal; the bytes are what the wal keeps and what peers send. The first two
+//! bytes are the format's version and the kind of command. A kind that this program does not know stops the member
+//! that meets it: a known kind applies identically for ever.
+
+use bytes::Bytes;
+
+use super::codec::{DecodeError, Reader, put_bytes, put_varint};
+use super::{ClusterId, KeySpace, Revision, TimelineId};
+
+const VERSION: u8 = 1;
+const KIND_WRITE: u8 = 1;
+const KIND_FOUND: u8 = 2;
+
+/// What one log entry asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// A client's transaction: if all guards hold, do all operations at one revision; else do nothing.
+    Write(WriteCommand),
+    /// The first command of a cluster: it names the cluster and its first timeline.
+    Found {
+        /// The leader's time in milliseconds since 1970.
+        time_ms: u64,
+        /// The cluster's identity.
+        cluster: ClusterId,
+        /// The identity of timeline 1.
+        timeline: TimelineId,
+    },
+}
+
+/// A client's transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WriteCommand {
+    /// The leader's time in milliseconds since 1970, set when it proposes.
+    pub time_ms: u64,
+    /// All must hold, in order, or nothing is done.
+    pub guards: Vec<Guard>,
+    /// Done in order, at one revision.
+    pub ops: Vec<WriteOp>,
+}
+
+/// A condition on one user key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// The key, in [`KeySpace::User`].
+    pub key: Bytes,
+    /// What must be true of it.
+    pub condition: Condition,
+}
+
+/// What must be true of a key before a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// The key does not exist.
+    Absent,
+    /// The key exists.
+    Exists,
+    /// The key exists and was last written at one of these revisions.
+    ModRevisionIn(Vec<Revision>),
+    /// The key does not exist, or was last written at none of these revisions.
+    ModRevisionNotIn(Vec<Revision>),
+}
+
+impl Condition {
+    /// Whether the condition holds for a key last written at `mod_revision` (none when it does not exist).
+    pub fn holds(&self, mod_revision: Option<Revision>) -> bool {
+        match (self, mod_revision) {
+            (Condition::Absent, current) => current.is_none(),
+            (Condition::Exists, current) => current.is_some(),
+            (Condition::ModRevisionIn(list), Some(current)) => list.contains(&current),
+            (Condition::ModRevisionIn(_), None) => false,
+            (Condition::ModRevisionNotIn(list), Some(current)) => !list.contains(&current),
+            (Condition::ModRevisionNotIn(_), None) => true,
+        }
+    }
+}
+
+/// One operation of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteOp {
+    /// Writes a value.
+    Put {
+        /// Which key space.
+        space: KeySpace,
+        /// The key.
+        key: Bytes,
+        /// The value.
+        value: Bytes,
+        /// The lease the key hangs on; 0 for none.
+        lease: u64,
+    },
+    /// Deletes a key, if it exists.
+    Delete {
+        /// Which key space.
+        space: KeySpace,
+        /// The key.
+        key: Bytes,
+    },
+    /// Deletes every key from `start` on, up to and without `end`.
+    DeleteRange {
+        /// Which key space.
+        space: KeySpace,
+        /// The first key.
+        start: Bytes,
+        /// The first key that is not deleted any more; none for the end of the key space.
+        end: Option<Bytes>,
+    },
+}
+
+/// What became of one applied entry. A refusal is an outcome like any other: every member computes the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The entry changed no keys by its nature (blank, membership, founding of the cluster).
+    None,
+    /// All guards held and the operations were done. `revision` is that of the store afterwards; it is a new one
+    /// unless there was nothing to delete.
+    Written {
+        /// The store's revision after the transaction.
+        revision: Revision,
+        /// One result an operation.
+        results: Vec<OpResult>,
+    },
+    /// A guard did not hold; nothing was done.
+    Refused {
+        /// The store's revision, unchanged.
+        revision: Revision,
+        /// Which guard, counted from 0.
+        guard: usize,
+        /// The guarded key as it is; none when it does not exist.
+        current: Option<KeyMeta>,
+    },
+}
+
+/// What one operation did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpResult {
+    /// A value was written.
+    Put {
+        /// The key as it is now.
+        meta: KeyMeta,
+        /// The revision of the value it replaced; none when the key did not exist.
+        previous: Option<Revision>,
+    },
+    /// So many keys were deleted.
+    Deleted {
+        /// How many.
+        count: u64,
+        /// The revision of the deleted value, when a single key was asked for and existed.
+        previous: Option<Revision>,
+    },
+}
+
+/// What is known of a key besides its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyMeta {
+    /// The revision at which it was created (again).
+    pub create_revision: Revision,
+    /// The revision of its newest value.
+    pub mod_revision: Revision,
+    /// How many times it was written since its creation, from 1.
+    pub version: u64,
+    /// The lease it hangs on; 0 for none.
+    pub lease: u64,
+}
+
+impl Command {
+    /// The bytes that the wal keeps.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(64);
+        out.push(VERSION);
+        match self {
+            Command::Write(write) => {
+                out.push(KIND_WRITE);
+                write.encode(&mut out);
+            }
+            Command::Found { time_ms, cluster, timeline } => {
+                out.push(KIND_FOUND);
+                out.extend_from_slice(&time_ms.to_le_bytes());
+                out.extend_from_slice(&cluster.0);
+                out.extend_from_slice(&timeline.0);
+            }
+        }
+        out.into()
+    }
+
+    /// Reads back what [`Command::encode`] wrote; keys and values share memory with `bytes`.
+    pub fn decode(bytes: &Bytes) -> Result<Command, DecodeError> {
+        let mut reader = Reader::new(bytes.clone());
+        if reader.u8("command version")? != VERSION {
+            return Err(DecodeError { what: "command: unknown version" });
+        }
+        let command = match reader.u8("command kind")? {
+            KIND_WRITE => Command::Write(WriteCommand::decode(&mut reader)?),
+            KIND_FOUND => Command::Found {
+                time_ms: reader.u64("time")?,
+                cluster: read_id(&mut reader)?,
+                timeline: read_id(&mut reader)?,
+            },
+            _ => return Err(DecodeError { what: "command: unknown kind" }),
+        };
+        reader.finish("command: bytes after its end")?;
+        Ok(command)
+    }
+}
+
+fn read_id(reader: &mut Reader) -> Result<super::timeline::RandomId, DecodeError> {
+    let mut id = [0; 16];
+    id.copy_from_slice(&reader.take(16, "identity")?);
+    Ok(super::timeline::RandomId(id))
+}
+
+const CONDITION_ABSENT: u8 = 0;
+const CONDITION_EXISTS: u8 = 1;
+const CONDITION_IN: u8 = 2;
+const CONDITION_NOT_IN: u8 = 3;
+
+const OP_PUT: u8 = 0;
+const OP_DELETE: u8 = 1;
+const OP_DELETE_RANGE: u8 = 2;
+
+impl WriteCommand {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let payload: usize = self.ops.iter().map(WriteOp::size).sum();
+        out.reserve(payload + 32 * self.guards.len());
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        put_varint(out, self.guards.len() as u64);
+        for guard in &self.guards {
+            put_bytes(out, &guard.key);
+            match &guard.condition {
+                Condition::Absent => out.push(CONDITION_ABSENT),
+                Condition::Exists => out.push(CONDITION_EXISTS),
+                Condition::ModRevisionIn(list) => put_revisions(out, CONDITION_IN, list),
+                Condition::ModRevisionNotIn(list) => put_revisions(out, CONDITION_NOT_IN, list),
+            }
+        }
+        put_varint(out, self.ops.len() as u64);
+        for op in &self.ops {
+            match op {
+                WriteOp::Put { space, key, value, lease } => {
+                    out.extend_from_slice(&[OP_PUT, *space as u8]);
+                    put_bytes(out, key);
+                    put_varint(out, *lease);
+                    put_bytes(out, value);
+                }
+                WriteOp::Delete { space, key } => {
+                    out.extend_from_slice(&[OP_DELETE, *space as u8]);
+                    put_bytes(out, key);
+                }
+                WriteOp::DeleteRange { space, start, end } => {
+                    out.extend_from_slice(&[OP_DELETE_RANGE, *space as u8, u8::from(end.is_some())]);
+                    put_bytes(out, start);
+                    if let Some(end) = end {
+                        put_bytes(out, end);
+                    }
+                }
+            }
+        }
+    }
+
+    fn decode(reader: &mut Reader) -> Result<WriteCommand, DecodeError> {
+        let time_ms = reader.u64("time")?;
+        let guards = read_list(reader, "guards", |reader| {
+            let key = reader.bytes("guard key")?;
+            let condition = match reader.u8("condition")? {
+                CONDITION_ABSENT => Condition::Absent,
+                CONDITION_EXISTS => Condition::Exists,
+                CONDITION_IN => Condition::ModRevisionIn(read_list(reader, "revisions", |r| r.varint("revision"))?),
+                CONDITION_NOT_IN => {
+                    Condition::ModRevisionNotIn(read_list(reader, "revisions", |r| r.varint("revision"))?)
+                }
+                _ => return Err(DecodeError { what: "condition: unknown kind" }),
+            };
+            Ok(Guard { key, condition })
+        })?;
+        let ops = read_list(reader, "operations", |reader| {
+            let kind = reader.u8("operation")?;
+            let space = KeySpace::from_byte(reader.u8("key space")?).ok_or(DecodeError { what: "key space" })?;
+            match kind {
+                OP_PUT => {
+                    let key = reader.bytes("key")?;
+                    let lease = reader.varint("lease")?;
+                    let value = reader.bytes("value")?;
+                    Ok(WriteOp::Put { space, key, value, lease })
+                }
+                OP_DELETE => Ok(WriteOp::Delete { space, key: reader.bytes("key")? }),
+                OP_DELETE_RANGE => {
+                    let bounded = reader.u8("end of a range")?;
+                    let start = reader.bytes("start of a range")?;
+                    let end = match bounded {
+                        0 => None,
+                        1 => Some(reader.bytes("end of a range")?),
+                        _ => return Err(DecodeError { what: "end of a range" }),
+                    };
+                    Ok(WriteOp::DeleteRange { space, start, end })
+                }
+                _ => Err(DecodeError { what: "operation: unknown kind" }),
+            }
+        })?;
+        Ok(WriteCommand { time_ms, guards, ops })
+    }
+}
+
+impl WriteOp {
+    /// Roughly how many bytes the operation takes when encoded.
+    fn size(&self) -> usize {
+        24 + match self {
+            WriteOp::Put { key, value, .. } => key.len() + value.len(),
+            WriteOp::Delete { key, .. } => key.len(),
+            WriteOp::DeleteRange { start, end, .. } => start.len() + end.as_ref().map_or(0, Bytes::len),
+        }
+    }
+}
+
+fn put_revisions(out: &mut Vec<u8>, kind: u8, list: &[Revision]) {
+    out.push(kind);
+    put_varint(out, list.len() as u64);
+    for revision in list {
+        put_varint(out, *revision);
+    }
+}
+
+/// Reads a counted list. Every item takes at least one byte, so a count beyond the bytes that are left is refused
+/// before anything is allocated for it.
+fn read_list<T>(
+    reader: &mut Reader,
+    what: &'static str,
+    mut item: impl FnMut(&mut Reader) -> Result<T, DecodeError>,
+) -> Result<Vec<T>, DecodeError> {
+    let count = reader.varint(what)?;
+    if count > reader.remaining() as u64 {
+        return Err(DecodeError { what });
+    }
+    (0..count).map(|_| item(reader)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::new_random_id;
+
+    fn samples() -> Vec<Command> {
+        let key = |s: &'static str| Bytes::from_static(s.as_bytes());
+        vec![
+            Command::Found { time_ms: 7, cluster: new_random_id(), timeline: new_random_id() },
+            Command::Write(WriteCommand::default()),
+            Command::Write(WriteCommand {
+                time_ms: u64::MAX,
+                guards: vec![
+                    Guard { key: key("a"), condition: Condition::Absent },
+                    Guard { key: key("b"), condition: Condition::Exists },
+                    Guard { key: key("c"), condition: Condition::ModRevisionIn(vec![1, 1 << 50]) },
+                    Guard { key: key(""), condition: Condition::ModRevisionNotIn(vec![]) },
+                ],
+                ops: vec![
+                    WriteOp::Put { space: KeySpace::User, key: key("k"), value: vec![0; 300].into(), lease: 9 },
+                    WriteOp::Delete { space: KeySpace::System, key: key("k") },
+                    WriteOp::DeleteRange { space: KeySpace::User, start: key("a"), end: Some(key("b")) },
+                    WriteOp::DeleteRange { space: KeySpace::User, start: key(""), end: None },
+                ],
+            }),
+        ]
+    }
+
+    #[test]
+    fn commands_come_back() {
+        for command in samples() {
+            assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
+    }
+
+    #[test]
+    fn no_truncation_decodes_and_no_flip_panics() {
+        for command in samples() {
+            let bytes = command.encode();
+            for end in 0..bytes.len() {
+                assert!(Command::decode(&bytes.slice(..end)).is_err(), "cut at {end} of {command:?}");
+            }
+            for at in 0..bytes.len() {
+                let mut flipped = bytes.to_vec();
+                flipped[at] ^= 0x81;
+                let _may_be_anything_but_a_panic = Command::decode(&flipped.into());
+            }
+        }
+    }
+}
