@@ -1,0 +1,7 @@
+//! One running member.
+
+mod context;
+mod error;
+
+pub use context::{Principal, RequestContext};
+pub use error::NodeError;
