@@ -10,7 +10,7 @@ use bytes::Bytes;
 use openraft::impls::leader_id_adv::LeaderId;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{self, EntryKind, MemberId, Outcome, format_member_id, parse_member_id};
+use crate::model::{self, EntryKind, MemberId, MemberRole, Outcome, format_member_id, parse_member_id};
 use crate::raft::machine::Machine;
 
 openraft::declare_raft_types!(
@@ -45,16 +45,6 @@ impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
     }
-}
-
-/// What a member is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemberRole {
-    /// Counts in the quorum and holds data.
-    Voter,
-    /// A Raft learner: follows asynchronously, never in the quorum.
-    Mirror,
 }
 
 /// What the cluster knows of a member. Replicated with the membership.
