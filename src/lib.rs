@@ -1,3 +1,6 @@
 //! Lifeboat.
 pub mod files;
+pub mod history;
+pub mod index;
 pub mod model;
+pub mod store;
