@@ -74,6 +74,9 @@ fn filled(
     Ok(Body::new(state, index, meta, kind.clone(), generation, config.value_cache_bytes))
 }
 
+/// An index that agrees with the history, or why it does not.
+type Usable = Result<(Arc<dyn Index>, IndexMeta), String>;
+
 /// Opens an index and checks it against the history. The inner error says why it cannot be used.
 fn usable(
     kind: &IndexKind,
@@ -81,7 +84,7 @@ fn usable(
     sealed: &Sealed,
     head: &Head,
     tables: &TableCache,
-) -> Result<Result<(Arc<dyn Index>, IndexMeta), String>, HistoryError> {
+) -> Result<Usable, HistoryError> {
     let (index, meta) = match kind.open(generation).and_then(|index| Ok((index.meta()?, index))) {
         Ok((Some(meta), index)) => (index, meta),
         Ok((None, _)) => return Ok(Err("it has no record of what it holds".into())),
