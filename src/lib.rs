@@ -1,5 +1,6 @@
 //! Lifeboat.
 pub mod api;
 pub mod files;
+pub mod metrics;
 pub mod model;
 pub mod node;
