@@ -1,5 +1,6 @@
 //! Lifeboat.
 pub mod api;
+pub mod config;
 pub mod files;
 pub mod metrics;
 pub mod model;
