@@ -183,7 +183,7 @@ async fn purge(inner: &Inner) {
     if stats.bytes <= inner.wal_keep_bytes {
         return;
     }
-    let Some(upto) = inner.wal.index_with_bytes_after(inner.wal_keep_bytes / 2) else { return };
+    let Some(upto) = inner.wal.purgeable_index(inner.wal_keep_bytes / 2) else { return };
     let Some(durable) = inner.wal.durable_index() else { return };
     if inner.store.sealed().is_none_or(|sealed| sealed.index < upto) {
         let store = inner.store.clone();

@@ -30,16 +30,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
 use crate::metrics::Metrics;
-use crate::model::{
-    ClusterId, Command, LogId, MemberId, Outcome, TimelineId, WriteCommand, command, format_member_id,
-};
+use crate::model::{ClusterId, Command, LogId, MemberId, Outcome, TimelineId, WriteCommand};
 use crate::raft::peer_http::PeerHttp;
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};

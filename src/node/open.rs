@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use openraft::{SnapshotPolicy, async_runtime::WatchReceiver};
+use openraft::SnapshotPolicy;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,6 +25,7 @@ use super::view::View;
 use super::{Inner, Limits, MAX_KEY_BYTES, Node, NodeError, RequestContext, StartError, proposals};
 use crate::config::Config;
 use crate::files::{Disk, RealDisk};
+use crate::index::IndexKind;
 use crate::metrics::Metrics;
 use crate::model::new_random_id;
 use crate::raft::fence::Identity;
@@ -34,7 +35,7 @@ use crate::raft::network::{Network, NetworkTimeouts};
 use crate::raft::peer_http::{PeerHttp, StrangerHttp};
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
-use crate::store::{IndexKind, Store, StoreConfig};
+use crate::store::{Store, StoreConfig};
 use crate::wal::{Wal, WalConfig};
 
 /// How long a stopping leader tries to hand over.
@@ -61,8 +62,8 @@ pub(super) struct Background {
     stop_runtime: Mutex<Option<oneshot::Sender<()>>>,
     seal_signal: Arc<SealSignal>,
     sealer: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// The lock on the data directory; freed when the process ends, however it ends.
-    _lock: File,
+    /// The lock on the data directory; freed when the member has stopped, or the process ends, however it ends.
+    lock: Mutex<Option<File>>,
 }
 
 impl Node {
@@ -241,7 +242,7 @@ async fn open(
             stop_runtime: Mutex::new(Some(stop_runtime)),
             seal_signal: seal_signal.clone(),
             sealer: Mutex::new(None),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         },
         info,
         store,
@@ -382,6 +383,7 @@ impl Inner {
             }
         });
         closed.await.map_err(|e| e.to_string())??;
+        drop(self.background.lock.lock().take());
         shut.map_err(|e| e.to_string())
     }
 }
