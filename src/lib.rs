@@ -1,4 +1,5 @@
 //! Lifeboat.
+pub mod api;
 pub mod config;
 pub mod files;
 pub mod model;

@@ -23,33 +23,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub use crate::api::MemberRole;
 pub use read::{Effective, Loaded, Sources, load};
 pub use settings::{ENV_PREFIX, SETTINGS, Setting, Shape};
-
-/// What a member is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MemberRole {
-    /// Counts in the quorum and holds data.
-    Voter,
-    /// Follows asynchronously, never in the quorum.
-    Mirror,
-}
-
-impl MemberRole {
-    /// The word that people and files use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            MemberRole::Voter => "voter",
-            MemberRole::Mirror => "mirror",
-        }
-    }
-}
-
-impl fmt::Display for MemberRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use command::{Command, Condition, Guard, KeyMeta, OpResult, Outcome, WriteCommand, WriteOp};
-pub use timeline::{ClusterId, Timeline, TimelineId, new_random_id};
+pub use timeline::{ClusterId, RandomId, Timeline, TimelineId, new_random_id};
 
 /// The identity of a member: drawn at random at its first start, kept in its data directory, never used again by
 /// another. Shown to people and in JSON as 16 hexadecimal digits (see [`format_member_id`]).
