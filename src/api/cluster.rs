@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::model::MemberRole;
 use crate::model::{ClusterId, MemberId, Revision, TimelineId};
 
 /// What a member does at this moment.
@@ -32,25 +33,6 @@ impl Role {
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-/// What a member is in the membership, whoever leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemberRole {
-    /// Counts in the quorum.
-    Voter,
-    /// Never counts in the quorum.
-    Mirror,
-}
-
-impl fmt::Display for MemberRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            MemberRole::Voter => "voter",
-            MemberRole::Mirror => "mirror",
-        })
     }
 }
 

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use crate::api::MemberRole;
+pub use crate::model::MemberRole;
 pub use read::{Effective, Loaded, Sources, load};
 pub use settings::{ENV_PREFIX, SETTINGS, Setting, Shape};
 

@@ -63,6 +63,32 @@ pub struct Vote {
     pub committed: bool,
 }
 
+/// What a member is meant to be, whoever leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// Counts in the quorum and holds data.
+    Voter,
+    /// A Raft learner: follows asynchronously, never in the quorum.
+    Mirror,
+}
+
+impl MemberRole {
+    /// The word that people, files and JSON use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MemberRole::Voter => "voter",
+            MemberRole::Mirror => "mirror",
+        }
+    }
+}
+
+impl fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What kind of payload an entry has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
