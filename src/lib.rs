@@ -1,5 +1,6 @@
 //! Lifeboat.
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod files;
 pub mod model;

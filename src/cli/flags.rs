@@ -81,13 +81,8 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let args = ["--data-dir", "d", "--name=n1", "--bootstrap", "--join", "http://a:1", "--join", "http://b:2"];
-        let expected = [
-            ("name", "n1"),
-            ("data_dir", "d"),
-            ("bootstrap", "true"),
-            ("join", "http://a:1"),
-            ("join", "http://b:2"),
-        ];
+        let expected =
+            [("name", "n1"), ("data_dir", "d"), ("bootstrap", "true"), ("join", "http://a:1"), ("join", "http://b:2")];
         assert_eq!(parse(&args).unwrap(), pairs(&expected));
         assert_eq!(parse(&["--bootstrap=false"]).unwrap(), pairs(&[("bootstrap", "false")]));
         assert_eq!(parse(&[]).unwrap(), pairs(&[]));

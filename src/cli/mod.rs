@@ -11,6 +11,7 @@
 mod dev;
 mod flags;
 mod lock;
+mod member;
 mod serve;
 mod stop;
 

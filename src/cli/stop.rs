@@ -59,7 +59,7 @@ fn watch_stdin() -> io::Result<oneshot::Receiver<()>> {
                 _ => {}
             }
         }
-        drop(gone.send(()));
+        let _ = gone.send(());
         // Nobody is left to end a process that hangs while it stops.
         std::thread::sleep(ORPHAN_STOP_MAX);
         std::process::exit(1);

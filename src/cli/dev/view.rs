@@ -52,9 +52,15 @@ pub fn curl_lines(members: &[PlannedMember]) -> Vec<CurlLine> {
         line("write a value", format!("curl -X PUT -d 'hello' http://{first}/v1/kv/greeting")),
         line("read it from any member", format!("curl http://{third}/v1/kv/greeting")),
         line("with its revision", format!("curl -H 'Accept: application/json' http://{second}/v1/kv/greeting")),
-        line("create only: 201 once, then 412", format!("curl -i -X PUT -H 'If-None-Match: *' -d me http://{first}/v1/kv/lock")),
+        line(
+            "create only: 201 once, then 412",
+            format!("curl -i -X PUT -H 'If-None-Match: *' -d me http://{first}/v1/kv/lock"),
+        ),
         line("keys and values", format!("curl 'http://{second}/v1/keys?prefix=gr'")),
-        line("as lines of JSON", format!("curl -H 'Accept: application/x-ndjson' 'http://{first}/v1/keys?keys_only=true'")),
+        line(
+            "as lines of JSON",
+            format!("curl -H 'Accept: application/x-ndjson' 'http://{first}/v1/keys?keys_only=true'"),
+        ),
         line("without asking the leader", format!("curl -i 'http://{last}/v1/kv/greeting?consistency=stale'")),
         line("delete", format!("curl -X DELETE http://{first}/v1/kv/lock")),
         line("the cluster as one member sees it", format!("curl http://{first}/v1/status")),
@@ -94,7 +100,8 @@ pub fn greeting(members: &[PlannedMember], data_dir: &str, embedded: bool) -> Ve
 
 /// The table of members: a heading and a line for each.
 pub fn table(members: &[PlannedMember], seen: &[Seen]) -> Vec<String> {
-    let mut rows = vec![["member", "site", "role", "state", "pid", "clients", "revision", "applied", "lag"].map(str::to_owned)];
+    let mut rows =
+        vec![["member", "site", "role", "state", "pid", "clients", "revision", "applied", "lag"].map(str::to_owned)];
     for (member, seen) in members.iter().zip(seen) {
         let status = seen.status.as_ref();
         let dash = || "-".to_owned();
@@ -113,7 +120,8 @@ pub fn table(members: &[PlannedMember], seen: &[Seen]) -> Vec<String> {
             status.and_then(|s| s.lag_seconds).map_or_else(dash, |seconds| format!("{seconds:.2} s")),
         ]);
     }
-    let widths: Vec<usize> = (0..rows[0].len()).map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> =
+        (0..rows[0].len()).map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0)).collect();
     let line = |row: &[String; 9]| {
         let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
         format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
@@ -121,14 +129,16 @@ pub fn table(members: &[PlannedMember], seen: &[Seen]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
-/// What a person would want to be told between two looks at the members: who answers, who leads.
-pub fn changes(members: &[PlannedMember], before: &[Seen], after: &[Seen]) -> Vec<String> {
+/// What a person would want to be told between two looks at the members: who answers, who leads. While the cluster
+/// starts nobody is told that a member is not ready yet.
+pub fn changes(members: &[PlannedMember], before: &[Seen], after: &[Seen], starting: bool) -> Vec<String> {
     let mut lines = Vec::new();
     for (member, (before, after)) in members.iter().zip(before.iter().zip(after)) {
         // That a process ended or was started is told by whoever saw it.
         if before.state() != after.state() && after.process != Process::Down {
             let text = match after.state() {
                 "ready" => "is ready",
+                _ if starting => continue,
                 "not ready" => "is not ready: it knows no leader with a quorum, or has not caught up",
                 _ => "does not answer",
             };
@@ -240,17 +250,18 @@ mod tests {
     fn changes_are_told_once() {
         let members = cluster(3);
         let before = three_and_a_mirror("n1", 3);
-        assert_eq!(changes(&members, &before, &before), Vec::<String>::new());
+        assert_eq!(changes(&members, &before, &before, false), Vec::<String>::new());
         let mut after = three_and_a_mirror("n2", 4);
         after[0] = Seen { process: Process::Down, status: None };
         after[2].status = None;
         after[3].status = status("m1", Role::Mirror, 4, false);
-        let told = changes(&members, &before, &after);
+        let told = changes(&members, &before, &after, false);
         assert_eq!(told.len(), 3, "{told:?}");
         assert_eq!(told[0], "n3 does not answer");
         assert!(told[1].starts_with("m1 is not ready"));
         assert_eq!(told[2], "n2 leads in term 4");
-        assert_eq!(changes(&members, &after, &after), Vec::<String>::new());
+        assert_eq!(changes(&members, &after, &after, false), Vec::<String>::new());
+        assert_eq!(changes(&members, &before, &after, true), ["n2 leads in term 4"]);
     }
 
     #[test]
