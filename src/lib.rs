@@ -1,3 +1,4 @@
 //! Lifeboat.
 pub mod files;
 pub mod model;
+pub mod wal;
