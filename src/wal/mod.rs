@@ -179,6 +179,9 @@ impl Wal {
     /// change: only then is anything it reports final.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, config: WalConfig) -> Result<Wal, WalError> {
         disk.create_dir_all(dir).map_err(WalError::io("make", dir))?;
+        // The names may stem from a process that was killed before it synced them. A spare that is a segment again after
+        // a power cut must not have been written in between.
+        disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
         let recovered = recover(disk.as_ref(), dir, &config)?;
         settle_last_batch(&recovered, dir)?;
         let Recovered { mut view, next_batch, last_header, last_segment_is_empty, mut spares, leftovers, .. } =
