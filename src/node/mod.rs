@@ -21,6 +21,7 @@ mod open;
 mod peer;
 mod proposals;
 mod reads;
+mod report;
 mod start_error;
 mod transfer;
 mod view;
@@ -246,8 +247,9 @@ impl Inner {
         std::mem::replace(&mut *self.view.write(), Arc::new(view))
     }
 
+    /// Whether new writes are refused: the member was told to stop, or has failed.
     fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.stopping.load(Ordering::Relaxed) || self.failure.borrow().is_some()
     }
 
     fn no_leader(&self) -> NodeError {
@@ -256,15 +258,7 @@ impl Inner {
 
     /// Records that the member failed; the first reason stays.
     fn fail(&self, why: String) {
-        tracing::error!(why, "this member has failed and stops serving");
-        self.stopping.store(true, Ordering::Relaxed);
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                *failure = Some(why);
-            }
-            first
-        });
+        fail(&self.failure, why);
     }
 
     fn is_applied(&self, index: u64) -> bool {
@@ -305,4 +299,14 @@ impl Inner {
     fn probe_interval(&self) -> Duration {
         self.election_max / 3
     }
+}
+
+/// Records that a member failed; the first reason stays.
+fn fail(failure: &watch::Sender<Option<String>>, why: String) {
+    tracing::error!(why, "this member has failed and stops serving");
+    failure.send_if_modified(|failure| {
+        let first = failure.is_none();
+        failure.get_or_insert(why);
+        first
+    });
 }
