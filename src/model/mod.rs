@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use command::{Command, Condition, Guard, KeyMeta, OpResult, Outcome, WriteCommand, WriteOp};
-pub use timeline::{ClusterId, Timeline, TimelineId, new_random_id};
+pub use timeline::{ClusterId, RandomId, Timeline, TimelineId, new_random_id};
 
 /// The identity of a member: drawn at random at its first start, kept in its data directory, never used again by
 /// another. Shown to people and in JSON as 16 hexadecimal digits (see [`format_member_id`]).
@@ -61,6 +61,32 @@ pub struct Vote {
     pub member: MemberId,
     /// Whether a quorum granted this vote, so that the member led.
     pub committed: bool,
+}
+
+/// What a member is meant to be, whoever leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// Counts in the quorum and holds data.
+    Voter,
+    /// A Raft learner: follows asynchronously, never in the quorum.
+    Mirror,
+}
+
+impl MemberRole {
+    /// The word that people, files and JSON use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MemberRole::Voter => "voter",
+            MemberRole::Mirror => "mirror",
+        }
+    }
+}
+
+impl fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What kind of payload an entry has.

@@ -1,0 +1,353 @@
+//! Which source wins, which values are understood, and that every refusal names the setting and its source.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::*;
+
+/// What a test gives; `name` and `data_dir` come as flags unless it says otherwise.
+#[derive(Default)]
+struct Case {
+    file: Option<&'static str>,
+    env: Vec<(&'static str, &'static str)>,
+    flags: Vec<(&'static str, &'static str)>,
+    bare: bool,
+}
+
+fn flags(flags: &[(&'static str, &'static str)]) -> Case {
+    Case { flags: flags.to_vec(), ..Case::default() }
+}
+
+fn env(env: &[(&'static str, &'static str)]) -> Case {
+    Case { env: env.to_vec(), ..Case::default() }
+}
+
+fn file(text: &'static str) -> Case {
+    Case { file: Some(text), ..Case::default() }
+}
+
+fn run(case: Case) -> Result<Loaded, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = case.file.map(|text| {
+        let path = dir.path().join("member.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    });
+    let mut given: Vec<(String, String)> = Vec::new();
+    if !case.bare {
+        given.push(("name".into(), "n1".into()));
+        given.push(("data_dir".into(), "/data".into()));
+    }
+    given.extend(case.flags.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+    let env = case.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+    load(&Sources { file, env, flags: given }).map_err(|errors| errors.to_string())
+}
+
+/// The configuration is refused, and the message says all of `words`.
+#[track_caller]
+fn refused(case: Case, words: &[&str]) {
+    let message = run(case).map(|loaded| loaded.config).unwrap_err();
+    for word in words {
+        assert!(message.contains(word), "{word:?} is missing in:\n{message}");
+    }
+}
+
+#[track_caller]
+fn accepted(case: Case) -> Config {
+    run(case).unwrap().config
+}
+
+#[test]
+fn the_defaults_are_those_of_the_table() {
+    let config = accepted(Case::default());
+    assert_eq!(config, Config::new("n1", "/data"));
+    assert_eq!((config.name.as_str(), config.site.as_str(), config.role), ("n1", "default", MemberRole::Voter));
+    assert_eq!(config.client_listen.to_string(), "127.0.0.1:7400");
+    assert_eq!(config.peer_listen.to_string(), "127.0.0.1:7401");
+    assert_eq!((config.heartbeat_ms, config.election_min_ms, config.election_max_ms), (100, 300, 600));
+    assert_eq!((config.max_value_bytes, config.request_timeout_ms), (1 << 20, 5000));
+    assert_eq!((config.wal_keep_bytes, config.write_queue), (512 << 20, 16384));
+    assert_eq!((config.bootstrap, config.join.len(), config.client_url.clone()), (false, 0, None));
+    assert_eq!(config.client_url_or("127.0.0.1:9".parse().unwrap()), "http://127.0.0.1:9");
+    assert_eq!(config.peer_url_or("[::1]:9".parse().unwrap()), "http://[::1]:9");
+}
+
+#[test]
+fn the_stronger_source_wins() {
+    // Which sources give the site, and which one is in force.
+    for given in 0..8u8 {
+        let (by_file, by_env, by_flag) = (given & 1 != 0, given & 2 != 0, given & 4 != 0);
+        let case = Case {
+            file: Some(if by_file { "site = \"file\"" } else { "" }),
+            env: if by_env { vec![("LIFEBOAT_SITE", "env")] } else { vec![] },
+            flags: if by_flag { vec![("site", "flag")] } else { vec![] },
+            bare: false,
+        };
+        let (value, origin) = match (by_file, by_env, by_flag) {
+            (_, _, true) => ("flag", "flag --site"),
+            (_, true, _) => ("env", "environment variable LIFEBOAT_SITE"),
+            (true, _, _) => ("file", "member.toml"),
+            _ => ("default", "default"),
+        };
+        let loaded = run(case).unwrap();
+        assert_eq!(loaded.config.site, value, "sources {given:03b}");
+        let site = loaded.effective.iter().find(|effective| effective.name == "site").unwrap();
+        assert!(site.origin.to_string().contains(origin), "sources {given:03b}: {}", site.origin);
+    }
+}
+
+#[test]
+fn every_setting_is_understood_from_every_source() {
+    // A value other than the default for each, as flag or variable and as a line of a file.
+    let values = [
+        ("name", "other", "\"other\""),
+        ("site", "east", "\"east\""),
+        ("role", "mirror", "\"mirror\""),
+        ("data_dir", "/elsewhere", "\"/elsewhere\""),
+        ("client_listen", "127.0.0.1:0", "\"127.0.0.1:0\""),
+        ("peer_listen", "[::1]:7500", "\"[::1]:7500\""),
+        ("client_url", "http://a.example:80/", "\"http://a.example:80/\""),
+        ("peer_url", "http://[::1]:7401", "\"http://[::1]:7401\""),
+        ("bootstrap", "true", "true"),
+        ("join", "http://a:1,http://b:2", "[\"http://a:1\", \"http://b:2\"]"),
+        ("heartbeat_ms", "50", "50"),
+        ("election_min_ms", "400ms", "\"400ms\""),
+        ("election_max_ms", "1s", "\"1s\""),
+        ("max_value_bytes", "64KiB", "\"64KiB\""),
+        ("request_timeout_ms", "2m", "\"2m\""),
+        ("wal_segment_bytes", "1MiB", "\"1MiB\""),
+        ("wal_memory_bytes", "1000000", "1000000"),
+        ("wal_keep_bytes", "2GiB", "\"2GiB\""),
+        ("tail_bytes", "2MiB", "\"2MiB\""),
+        ("overlay_bytes", "100KB", "\"100KB\""),
+        ("value_cache_bytes", "0", "0"),
+        ("table_cache_bytes", "1MB", "\"1MB\""),
+        ("write_queue", "7", "7"),
+        ("log", "warn,lifeboat=debug", "\"warn,lifeboat=debug\""),
+        ("log_format", "json", "\"json\""),
+    ];
+    assert_eq!(values.len(), SETTINGS.len(), "a setting is not tested");
+    for (name, text, line) in values {
+        let setting = Setting::find(name).unwrap();
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), format!("{name} = {line}\n")).unwrap();
+        let mandatory = || {
+            let other = |field: &(String, String)| field.0 != name;
+            let both = [("name".to_owned(), "n1".to_owned()), ("data_dir".to_owned(), "/data".to_owned())];
+            both.into_iter().filter(other).collect::<Vec<_>>()
+        };
+        let by_flag = {
+            let mut flags = mandatory();
+            flags.push((name.to_owned(), text.to_owned()));
+            load(&Sources { flags, ..Sources::default() }).unwrap().config
+        };
+        let env = vec![(OsString::from(setting.env()), OsString::from(text))];
+        let by_env = load(&Sources { env, flags: mandatory(), ..Sources::default() }).unwrap().config;
+        let file = Some(path.path().to_owned());
+        let by_file = load(&Sources { file, flags: mandatory(), ..Sources::default() }).unwrap().config;
+        assert_ne!(by_flag, Config::new("n1", "/data"), "{name} has no effect");
+        assert_eq!(by_flag, by_env, "{name}");
+        assert_eq!(by_flag, by_file, "{name}");
+    }
+}
+
+#[test]
+fn what_check_prints_is_a_file_that_says_the_same() {
+    let first = run(flags(&[("join", "http://a:1"), ("join", "http://b:2"), ("tail_bytes", "2MiB"), ("log", "warn")]));
+    let first = first.unwrap();
+    let lines: Vec<String> = first.effective.iter().map(Effective::to_line).collect();
+    assert!(lines.contains(&"tail_bytes = \"2MiB\"  # flag --tail-bytes".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"# client_url is not set".to_owned()), "{lines:?}");
+    let path = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(path.path(), lines.join("\n")).unwrap();
+    let sources = Sources { file: Some(path.path().to_owned()), ..Sources::default() };
+    assert_eq!(load(&sources).unwrap().config, first.config);
+}
+
+#[test]
+fn lists_add_up_within_a_source_and_replace_between_them() {
+    let case = Case {
+        file: Some("join = [\"http://file:1\"]"),
+        env: vec![("LIFEBOAT_JOIN", "http://a:1, http://b:2/")],
+        ..Case::default()
+    };
+    assert_eq!(accepted(case).join, ["http://a:1", "http://b:2"]);
+    let case = Case {
+        env: vec![("LIFEBOAT_JOIN", "http://env:1")],
+        flags: vec![("join", "http://a:1,http://b:2"), ("join", "http://c:3")],
+        ..Case::default()
+    };
+    assert_eq!(accepted(case).join, ["http://a:1", "http://b:2", "http://c:3"]);
+}
+
+#[test]
+fn the_file_may_be_named_by_a_variable_and_is_overruled_by_the_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    let (weak, strong) = (dir.path().join("weak.toml"), dir.path().join("strong.toml"));
+    std::fs::write(&weak, "name = \"weak\"\ndata_dir = \"d\"").unwrap();
+    std::fs::write(&strong, "name = \"strong\"\ndata_dir = \"d\"").unwrap();
+    let env = vec![(OsString::from("LIFEBOAT_CONFIG"), weak.into_os_string())];
+    let by_env = load(&Sources { env: env.clone(), ..Sources::default() }).unwrap();
+    assert_eq!((by_env.config.name.as_str(), by_env.warnings.len()), ("weak", 0));
+    let by_flag = load(&Sources { env, file: Some(strong), ..Sources::default() }).unwrap();
+    assert_eq!(by_flag.config.name, "strong");
+}
+
+#[test]
+fn what_must_be_given_is_asked_for() {
+    let missing = ["name: must be given", "--name", "LIFEBOAT_NAME", "data_dir: must be given", "--data-dir"];
+    refused(Case { bare: true, ..Case::default() }, &missing);
+}
+
+#[test]
+fn unknown_fields_are_refused_by_name() {
+    refused(
+        file("nmae = \"x\"\n[wal]\nsegment = 1"),
+        &["nmae: no such setting", "wal: no such setting", "member.toml"],
+    );
+    refused(flags(&[("nmae", "x")]), &["nmae: no such setting", "flag --nmae"]);
+    refused(file("name = \n"), &["member.toml", "line 1"]);
+    refused(file("site = \"a\"\nsite = \"b\""), &["member.toml", "duplicate"]);
+    let sources = Sources { file: Some(PathBuf::from("/no/such/file.toml")), ..Sources::default() };
+    assert!(load(&sources).unwrap_err().to_string().contains("file /no/such/file.toml: No such file"));
+}
+
+#[test]
+fn unknown_variables_are_warned_about_but_not_those_of_kubernetes() {
+    let loaded =
+        run(env(&[("LIFEBOAT_NMAE", "x"), ("OTHER", "y"), ("LIFEBOAT_TEST_SEED", "1"), ("LIFEBOAT_SITES", "")]));
+    let warnings = loaded.unwrap().warnings;
+    assert_eq!(warnings, ["environment variable LIFEBOAT_NMAE is not a setting and has no effect"]);
+    let links = [
+        ("LIFEBOAT_SERVICE_HOST", "10.0.0.1"),
+        ("LIFEBOAT_SERVICE_PORT", "7400"),
+        ("LIFEBOAT_SERVICE_PORT_HTTP", "7400"),
+        ("LIFEBOAT_PORT", "tcp://10.0.0.1:7400"),
+        ("LIFEBOAT_PORT_7400_TCP", "tcp://10.0.0.1:7400"),
+        ("LIFEBOAT_PORT_7400_TCP_ADDR", "10.0.0.1"),
+        ("LIFEBOAT_PEERS_PORT_7401_TCP_PROTO", "tcp"),
+    ];
+    assert_eq!(run(env(&links)).unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set() {
+    assert_eq!(accepted(env(&[("LIFEBOAT_SITE", ""), ("LIFEBOAT_CONFIG", "")])).site, "default");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let env = vec![(OsString::from("LIFEBOAT_SITE"), OsString::from_vec(vec![0xff]))];
+    let message = load(&Sources { env, ..Sources::default() }).unwrap_err().to_string();
+    assert!(message.contains("site: the value is not valid UTF-8 (environment variable LIFEBOAT_SITE)"), "{message}");
+}
+
+#[test]
+fn every_bad_value_is_refused_with_its_setting_and_source() {
+    let long_name: &'static str = Box::leak("a".repeat(64).into_boxed_str());
+    let bad = [
+        ("name", "", "1 to 63 characters"),
+        ("name", long_name, "this one has 64"),
+        ("name", "N1", "'N' cannot stand in a name"),
+        ("site", "a_b", "'_' cannot"),
+        ("role", "witness", "voter or mirror"),
+        ("data_dir", "", "a directory is wanted"),
+        ("client_listen", "localhost:7400", "an IP address and a port"),
+        ("client_listen", "127.0.0.1", "an IP address and a port"),
+        ("peer_listen", "127.0.0.1:70000", "an IP address and a port"),
+        ("client_url", "https://a:1", "https is not supported yet"),
+        ("client_url", "a:1", "as http://a:1"),
+        ("peer_url", "http://a:1/path", "nothing more is wanted"),
+        ("peer_url", "http://a:1?x", "nothing more is wanted"),
+        ("peer_url", "http://", "is not a host"),
+        ("peer_url", "http://u@a:1", "nothing more is wanted"),
+        ("peer_url", "http://::1:7401", "is not a host"),
+        ("peer_url", "http://[::1:7401", "is not a"),
+        ("peer_url", "http://a:", "is not a port"),
+        ("peer_url", "http://a:0", "is not a port"),
+        ("join", "n1:7401", "as http://n1:7401"),
+        ("bootstrap", "yes", "true or false"),
+        ("heartbeat_ms", "1", "from 10 to"),
+        ("heartbeat_ms", "1 day", "not a unit of time"),
+        ("heartbeat_ms", "-1", "a whole number"),
+        ("election_min_ms", "0", "from 20 to"),
+        ("election_max_ms", "2h", "from 21 to"),
+        ("max_value_bytes", "0", "from 1 to"),
+        ("max_value_bytes", "1GiB", "from 1 to"),
+        ("max_value_bytes", "1.5MiB", "not a unit of size"),
+        ("request_timeout_ms", "5", "from 100 to"),
+        ("wal_segment_bytes", "1", "from 65536 to"),
+        ("wal_memory_bytes", "99999999999999999999", "too large"),
+        ("wal_keep_bytes", "99999999TiB", "too large"),
+        ("tail_bytes", "64mb", "not a unit of size"),
+        ("overlay_bytes", "", "a whole number"),
+        ("value_cache_bytes", "2TiB", "from 0 to"),
+        ("table_cache_bytes", "1KiB", "from 65536 to"),
+        ("write_queue", "0", "from 1 to"),
+        ("write_queue", "1KiB", "a plain whole number"),
+        ("log", "lifeboat=loud", "not a filter"),
+        ("log_format", "xml", "text or json"),
+    ];
+    for setting in SETTINGS {
+        assert!(bad.iter().any(|(name, _, _)| *name == setting.name), "no bad value of {} is tested", setting.name);
+    }
+    for (name, value, why) in bad {
+        let flag = format!("flag --{}", Setting::find(name).unwrap().flag());
+        refused(flags(&[(name, value)]), &[&format!("{name}: "), why, &format!("given: {value:?}"), &flag]);
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_in_a_file_is_refused() {
+    for (text, name, why) in [
+        ("site = 5", "site", "a string is wanted"),
+        ("bootstrap = \"true\"", "bootstrap", "true or false is wanted"),
+        ("join = \"http://a:1\"", "join", "an array of strings is wanted"),
+        ("join = [1]", "join", "an array of strings is wanted"),
+        ("write_queue = \"5\"", "write_queue", "a whole number is wanted"),
+        ("heartbeat_ms = 1.5", "heartbeat_ms", "a whole number of milliseconds"),
+        ("tail_bytes = true", "tail_bytes", "a whole number of bytes"),
+        ("tail_bytes = -5", "tail_bytes", "a whole number"),
+    ] {
+        refused(file(text), &[&format!("{name}: "), why, "file ", "member.toml"]);
+    }
+}
+
+#[test]
+fn values_that_do_not_go_together_are_refused_with_both_sources() {
+    let case = Case { file: Some("bootstrap = true"), env: vec![("LIFEBOAT_JOIN", "http://a:1")], ..Case::default() };
+    refused(case, &["bootstrap: ", "not both", "member.toml", "join: environment variable LIFEBOAT_JOIN"]);
+    accepted(Case {
+        file: Some("bootstrap = true"),
+        flags: vec![("bootstrap", "false"), ("join", "http://a:1")],
+        ..Case::default()
+    });
+    let wildcards = [("client_listen", "0.0.0.0:7400"), ("peer_listen", "[::]:7401")];
+    refused(flags(&wildcards), &["client_url: must be given, because client_listen is 0.0.0.0:7400", "peer_url: must"]);
+    for (given, words) in [
+        ([("role", "mirror"), ("bootstrap", "true")], "role: the first member of a cluster must be a voter"),
+        (
+            [("heartbeat_ms", "200"), ("log", "info")],
+            "election_min_ms: must be at least twice heartbeat_ms, which is 200",
+        ),
+        ([("election_max_ms", "300"), ("log", "info")], "election_max_ms: must be greater than election_min_ms"),
+        ([("request_timeout_ms", "100"), ("log", "info")], "request_timeout_ms: must be greater than heartbeat_ms"),
+        ([("peer_listen", "127.0.0.1:7400"), ("log", "info")], "peer_listen: clients and members need two addresses"),
+        ([("max_value_bytes", "2MiB"), ("tail_bytes", "1MiB")], "tail_bytes: must hold one value at least"),
+    ] {
+        refused(flags(&given), &[words]);
+    }
+}
+
+#[test]
+fn all_errors_are_listed_at_once() {
+    let case = Case {
+        file: Some("nmae = 1"),
+        env: vec![("LIFEBOAT_ROLE", "x")],
+        flags: vec![("log_format", "y")],
+        bare: true,
+    };
+    refused(case, &["nmae", "role", "log_format", "name: must be given", "data_dir: must be given"]);
+}

@@ -1,0 +1,194 @@
+//! The one place where a member dials another: HTTP/1.1 over reqwest, with the identity of both checked.
+//!
+//! `raft`'s network, `node`'s forwarding and the join handshake all go through [`PeerHttp`], so that transport security
+//! is a change here and in the listener alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::fence::{FenceError, Identity};
+use crate::model::MemberId;
+
+/// How long a connection may take to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections are closed before the listener's own limit closes them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a peer gave no usable answer.
+#[derive(Debug, Error)]
+pub enum PeerError {
+    /// No byte of the request was sent.
+    #[error("cannot connect to {url}: {source}")]
+    Connect {
+        /// The address dialled.
+        url: String,
+        /// What happened.
+        source: reqwest::Error,
+    },
+    /// The answer did not come in time.
+    #[error("{url} did not answer in time")]
+    Timeout {
+        /// The address asked.
+        url: String,
+    },
+    /// The connection broke.
+    #[error("the connection to {url} broke: {source}")]
+    Broken {
+        /// The address asked.
+        url: String,
+        /// What happened.
+        source: reqwest::Error,
+    },
+    /// The peer answered with an error.
+    #[error("{url} answered {status}: {body}")]
+    Status {
+        /// The address asked.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        body: String,
+    },
+    /// The answer comes from a member that must not be believed.
+    #[error("the answer of {url} is refused: {source}")]
+    Fenced {
+        /// The address asked.
+        url: String,
+        /// Why.
+        source: FenceError,
+    },
+    /// The answer cannot be read.
+    #[error("the answer of {url} is malformed: {detail}")]
+    Malformed {
+        /// The address asked.
+        url: String,
+        /// Why.
+        detail: String,
+    },
+}
+
+impl PeerError {
+    fn from_reqwest(url: &str, source: reqwest::Error) -> PeerError {
+        let url = url.to_string();
+        if source.is_connect() {
+            PeerError::Connect { url, source }
+        } else if source.is_timeout() {
+            PeerError::Timeout { url }
+        } else {
+            PeerError::Broken { url, source }
+        }
+    }
+}
+
+/// Dials other members.
+#[derive(Debug, Clone)]
+pub struct PeerHttp {
+    client: reqwest::Client,
+    identity: Arc<Identity>,
+}
+
+/// A client for messages between members, without an identity: for the join handshake.
+pub fn plain_client() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .http1_only()
+        .tcp_nodelay(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .build()
+}
+
+impl PeerHttp {
+    /// A dialler that speaks as `identity`.
+    pub fn new(identity: Arc<Identity>) -> Result<PeerHttp, reqwest::Error> {
+        Ok(PeerHttp { client: plain_client()?, identity })
+    }
+
+    /// Who this member is.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// Sends a POST to the member `to` at `url` (its peer address) and gives the body of a 200 of that very member.
+    pub async fn post(
+        &self,
+        to: MemberId,
+        url: &str,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+        timeout: Duration,
+    ) -> Result<Bytes, PeerError> {
+        let request = self.client.post(format!("{url}{path}")).headers(self.headers(to)).body(body).timeout(timeout);
+        let response = request.send().await.map_err(|e| PeerError::from_reqwest(url, e))?;
+        let response = self.accept(to, url, response, 200).await?;
+        response.bytes().await.map_err(|e| PeerError::from_reqwest(url, e))
+    }
+
+    /// Like [`PeerHttp::post`], with JSON both ways.
+    pub async fn post_json<A: DeserializeOwned>(
+        &self,
+        to: MemberId,
+        url: &str,
+        path: &str,
+        message: &impl Serialize,
+        timeout: Duration,
+    ) -> Result<A, PeerError> {
+        let body = serde_json::to_vec(message).expect("messages between members always serialise");
+        let answer = self.post(to, url, path, body, timeout).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| PeerError::Malformed { url: url.to_string(), detail: e.to_string() })
+    }
+
+    /// Turns a connection to the member `to` into a stream of frames by an HTTP upgrade.
+    pub async fn upgrade(
+        &self,
+        to: MemberId,
+        url: &str,
+        path: &str,
+        protocol: &'static str,
+        timeout: Duration,
+    ) -> Result<reqwest::Upgraded, PeerError> {
+        let mut headers = self.headers(to);
+        headers.insert(reqwest::header::CONNECTION, reqwest::header::HeaderValue::from_static("upgrade"));
+        headers.insert(reqwest::header::UPGRADE, reqwest::header::HeaderValue::from_static(protocol));
+        // Not the request's own timeout: that one would go on to limit the life of the upgraded connection.
+        let dial = async {
+            let sent = self.client.get(format!("{url}{path}")).headers(headers).send().await;
+            let response = sent.map_err(|e| PeerError::from_reqwest(url, e))?;
+            let response = self.accept(to, url, response, 101).await?;
+            response.upgrade().await.map_err(|e| PeerError::from_reqwest(url, e))
+        };
+        match tokio::time::timeout(timeout, dial).await {
+            Ok(result) => result,
+            Err(_) => Err(PeerError::Timeout { url: url.to_string() }),
+        }
+    }
+
+    fn headers(&self, to: MemberId) -> HeaderMap {
+        self.identity.headers(Some(to))
+    }
+
+    async fn accept(
+        &self,
+        to: MemberId,
+        url: &str,
+        response: reqwest::Response,
+        expected: u16,
+    ) -> Result<reqwest::Response, PeerError> {
+        let status = response.status().as_u16();
+        if status != expected {
+            let body = response.text().await.unwrap_or_else(|e| format!("(its body cannot be read: {e})"));
+            return Err(PeerError::Status { url: url.to_string(), status, body });
+        }
+        let checked = self.identity.check_reply(response.headers(), to);
+        checked.map_err(|source| PeerError::Fenced { url: url.to_string(), source })?;
+        Ok(response)
+    }
+}
