@@ -255,10 +255,7 @@ mod tests {
     #[test]
     fn a_newer_members_reply_is_understood_and_a_misspelt_request_is_not() {
         let reply = r#"{"leader":"n2","term":4,"since":"yesterday"}"#;
-        assert_eq!(
-            serde_json::from_str::<LeaderReply>(reply).unwrap(),
-            LeaderReply { leader: "n2".into(), term: 4 }
-        );
+        assert_eq!(serde_json::from_str::<LeaderReply>(reply).unwrap(), LeaderReply { leader: "n2".into(), term: 4 });
         assert!(serde_json::from_str::<LeaderRequest>(r#"{"too":"n2"}"#).is_err());
         assert_eq!(serde_json::from_str::<LeaderRequest>("{}").unwrap(), LeaderRequest { to: None });
     }

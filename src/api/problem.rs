@@ -214,8 +214,7 @@ mod tests {
     #[test]
     fn a_problem_looks_as_documented_and_comes_back() {
         let detail = "member n1 knows no leader in term 7";
-        let problem =
-            Problem::new(ProblemCode::NoLeader, 503, Retry::Safe, detail).outcome(WriteOutcome::NotApplied);
+        let problem = Problem::new(ProblemCode::NoLeader, 503, Retry::Safe, detail).outcome(WriteOutcome::NotApplied);
         let text = serde_json::to_string(&problem).unwrap();
         assert_eq!(
             text,

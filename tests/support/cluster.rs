@@ -170,7 +170,12 @@ impl Cluster {
         let member = &mut self.members[member];
         assert!(member.child.is_none(), "{} runs already", member.name);
         let log = OpenOptions::new().create(true).append(true).open(&member.log).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_lifeboat"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        // What is set for the test is not meant for the member.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LIFEBOAT_")) {
+            command.env_remove(name);
+        }
+        let child = command
             .args(&member.arguments)
             .arg("--exit-with-parent")
             .stdin(Stdio::piped())
