@@ -4,7 +4,7 @@
 //! bytes are the format's version and the kind of command. A kind that this program does not know stops the member
 //! that meets it: a known kind applies identically for ever.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::codec::{DecodeError, Reader, put_bytes, put_varint};
 use super::{ClusterId, KeySpace, Revision, TimelineId};
@@ -204,6 +204,17 @@ impl Command {
     }
 }
 
+/// Puts the leader's time into an encoded command; both kinds have it at the same place. Copies the bytes only when they
+/// are shared.
+pub fn set_time(command: Bytes, time_ms: u64) -> Bytes {
+    const AT: std::ops::Range<usize> = 2..10;
+    let mut bytes = command.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    if let Some(place) = bytes.get_mut(AT) {
+        place.copy_from_slice(&time_ms.to_le_bytes());
+    }
+    bytes.freeze()
+}
+
 fn read_id(reader: &mut Reader) -> Result<super::timeline::RandomId, DecodeError> {
     let mut id = [0; 16];
     id.copy_from_slice(&reader.take(16, "identity")?);
@@ -334,6 +345,100 @@ fn read_list<T>(
     (0..count).map(|_| item(reader)).collect()
 }
 
+const OUTCOME_NONE: u8 = 0;
+const OUTCOME_WRITTEN: u8 = 1;
+const OUTCOME_REFUSED: u8 = 2;
+
+const RESULT_PUT: u8 = 0;
+const RESULT_DELETED: u8 = 1;
+
+impl Outcome {
+    /// Appends the form in which an outcome travels from the leader to the member that forwarded the command.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        match self {
+            Outcome::None => out.push(OUTCOME_NONE),
+            Outcome::Written { revision, results } => {
+                out.push(OUTCOME_WRITTEN);
+                put_varint(out, *revision);
+                put_varint(out, results.len() as u64);
+                for result in results {
+                    match result {
+                        OpResult::Put { meta, previous } => {
+                            out.push(RESULT_PUT);
+                            meta.encode_into(out);
+                            put_varint(out, previous.unwrap_or(0));
+                        }
+                        OpResult::Deleted { count, previous } => {
+                            out.push(RESULT_DELETED);
+                            put_varint(out, *count);
+                            put_varint(out, previous.unwrap_or(0));
+                        }
+                    }
+                }
+            }
+            Outcome::Refused { revision, guard, current } => {
+                out.push(OUTCOME_REFUSED);
+                put_varint(out, *revision);
+                put_varint(out, *guard as u64);
+                out.push(u8::from(current.is_some()));
+                if let Some(meta) = current {
+                    meta.encode_into(out);
+                }
+            }
+        }
+    }
+
+    /// Reads what [`Outcome::encode_into`] wrote.
+    pub fn decode(reader: &mut Reader) -> Result<Outcome, DecodeError> {
+        // Revisions count from 1, so 0 stands for none.
+        let previous = |reader: &mut Reader| Ok(Some(reader.varint("previous revision")?).filter(|r| *r != 0));
+        match reader.u8("outcome")? {
+            OUTCOME_NONE => Ok(Outcome::None),
+            OUTCOME_WRITTEN => {
+                let revision = reader.varint("revision")?;
+                let results = read_list(reader, "results", |reader| match reader.u8("result")? {
+                    RESULT_PUT => {
+                        Ok(OpResult::Put { meta: KeyMeta::decode(reader)?, previous: previous(reader)? })
+                    }
+                    RESULT_DELETED => {
+                        Ok(OpResult::Deleted { count: reader.varint("count")?, previous: previous(reader)? })
+                    }
+                    _ => Err(DecodeError { what: "result: unknown kind" }),
+                })?;
+                Ok(Outcome::Written { revision, results })
+            }
+            OUTCOME_REFUSED => {
+                let revision = reader.varint("revision")?;
+                let guard = usize::try_from(reader.varint("guard")?).map_err(|_| DecodeError { what: "guard" })?;
+                let current = match reader.u8("current")? {
+                    0 => None,
+                    1 => Some(KeyMeta::decode(reader)?),
+                    _ => return Err(DecodeError { what: "current" }),
+                };
+                Ok(Outcome::Refused { revision, guard, current })
+            }
+            _ => Err(DecodeError { what: "outcome: unknown kind" }),
+        }
+    }
+}
+
+impl KeyMeta {
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        for part in [self.create_revision, self.mod_revision, self.version, self.lease] {
+            put_varint(out, part);
+        }
+    }
+
+    fn decode(reader: &mut Reader) -> Result<KeyMeta, DecodeError> {
+        Ok(KeyMeta {
+            create_revision: reader.varint("create revision")?,
+            mod_revision: reader.varint("mod revision")?,
+            version: reader.varint("version")?,
+            lease: reader.varint("lease")?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,6 +486,49 @@ mod tests {
                 flipped[at] ^= 0x81;
                 let _may_be_anything_but_a_panic = Command::decode(&flipped.into());
             }
+        }
+    }
+
+    #[test]
+    fn outcomes_come_back_and_no_truncation_decodes() {
+        let meta = KeyMeta { create_revision: 1, mod_revision: 1 << 41, version: 3, lease: 0 };
+        let outcomes = [
+            Outcome::None,
+            Outcome::Written { revision: 9, results: vec![] },
+            Outcome::Written {
+                revision: 9,
+                results: vec![
+                    OpResult::Put { meta, previous: None },
+                    OpResult::Put { meta, previous: Some(8) },
+                    OpResult::Deleted { count: 2, previous: None },
+                    OpResult::Deleted { count: 1, previous: Some(3) },
+                ],
+            },
+            Outcome::Refused { revision: 9, guard: 0, current: None },
+            Outcome::Refused { revision: 9, guard: 4, current: Some(meta) },
+        ];
+        for outcome in outcomes {
+            let mut out = Vec::new();
+            outcome.encode_into(&mut out);
+            let bytes = Bytes::from(out);
+            for end in 0..bytes.len() {
+                assert!(Outcome::decode(&mut Reader::new(bytes.slice(..end))).is_err(), "cut at {end} of {outcome:?}");
+            }
+            let mut reader = Reader::new(bytes);
+            assert_eq!(Outcome::decode(&mut reader), Ok(outcome));
+            assert_eq!(reader.remaining(), 0);
+        }
+    }
+
+    #[test]
+    fn the_time_of_any_command_can_be_set_after_it_was_encoded() {
+        for command in samples() {
+            let shared = command.encode();
+            match Command::decode(&set_time(shared.clone(), 77)).unwrap() {
+                Command::Write(write) => assert_eq!(write.time_ms, 77),
+                Command::Found { time_ms, .. } => assert_eq!(time_ms, 77),
+            }
+            assert_eq!(Command::decode(&shared), Ok(command));
         }
     }
 }
