@@ -3,10 +3,12 @@
 //! The variants keep apart what provably never reached a log from what may have been applied; `http` alone turns them
 //! into statuses.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A failed request to a member.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NodeError {
     /// No leader is known to this member; nothing was proposed.
     #[error("member {name} knows no leader in term {term}")]

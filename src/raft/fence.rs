@@ -5,7 +5,7 @@
 //! openraft fences nothing by itself: one heartbeat of a member of a lost branch of history is enough to destroy
 //! acknowledged data. A refusal carries no vote. Only the handshake of a member that joins is exempt.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::RwLock;
 use thiserror::Error;
 

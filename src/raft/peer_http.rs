@@ -93,8 +93,7 @@ pub struct PeerHttp {
     identity: Arc<Identity>,
 }
 
-/// A client for messages between members, without an identity: for the join handshake.
-pub fn plain_client() -> Result<reqwest::Client, reqwest::Error> {
+fn new_client() -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .http1_only()
         .tcp_nodelay(true)
@@ -105,10 +104,46 @@ pub fn plain_client() -> Result<reqwest::Client, reqwest::Error> {
         .build()
 }
 
+/// Dials members without an identity: only the join handshake is spoken so.
+#[derive(Debug, Clone)]
+pub struct StrangerHttp(reqwest::Client);
+
+impl StrangerHttp {
+    /// A dialler.
+    pub fn new() -> Result<StrangerHttp, reqwest::Error> {
+        Ok(StrangerHttp(new_client()?))
+    }
+
+    /// Sends JSON and reads JSON; what went wrong comes back as words for people.
+    pub async fn post_json<A: DeserializeOwned>(
+        &self,
+        url: &str,
+        message: &impl Serialize,
+        timeout: Duration,
+    ) -> Result<A, String> {
+        let sent = self.0.post(url).json(message).timeout(timeout).send().await;
+        let response = sent.map_err(|e| format!("no answer: {}", root_cause(&e)))?;
+        let status = response.status();
+        if !status.is_success() {
+            let text = response.text().await.map_err(|e| e.to_string())?;
+            return Err(format!("{status}: {text}"));
+        }
+        response.json().await.map_err(|e| format!("its answer cannot be read: {e}"))
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
 impl PeerHttp {
     /// A dialler that speaks as `identity`.
     pub fn new(identity: Arc<Identity>) -> Result<PeerHttp, reqwest::Error> {
-        Ok(PeerHttp { client: plain_client()?, identity })
+        Ok(PeerHttp { client: new_client()?, identity })
     }
 
     /// Who this member is.

@@ -1,0 +1,210 @@
+//! What goes on beside the requests: sealing, purging, watching Raft, measuring the lag, and the leader's chores.
+//!
+//! Sealing and flushing the index wait for disks, so they have a thread of their own; apply waits for them only when both
+//! tails are full. Everything else is a task on Raft's runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::{oneshot, watch};
+
+use super::view::View;
+use super::{Inner, Waiting};
+use crate::model::{Command, MemberRole};
+use crate::store::Store;
+use crate::wal::Wal;
+
+/// The sealing thread looks at least so often whether what it waits for has become durable.
+const SEAL_POLL: Duration = Duration::from_millis(10);
+/// How often the leader looks for voters that have caught up, and the log for entries to purge.
+const CHORES: Duration = Duration::from_millis(200);
+/// A learner that lacks no more entries than this is made a voter.
+const PROMOTE_BEHIND_ENTRIES: u64 = 100;
+
+/// Wakes the sealing thread and tells it to end.
+#[derive(Default)]
+pub struct SealSignal {
+    state: parking_lot::Mutex<(bool, bool)>,
+    changed: parking_lot::Condvar,
+}
+
+impl SealSignal {
+    /// There may be something to seal.
+    pub fn wake(&self) {
+        self.state.lock().0 = true;
+        self.changed.notify_one();
+    }
+
+    /// The thread shall end.
+    pub fn stop(&self) {
+        self.state.lock().1 = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for a call or the timeout; false when the thread shall end.
+    fn wait(&self, timeout: Duration) -> bool {
+        let mut state = self.state.lock();
+        if !state.0 && !state.1 {
+            self.changed.wait_for(&mut state, timeout);
+        }
+        state.0 = false;
+        !state.1
+    }
+}
+
+/// Seals full tails once their entries are durable, and moves sealed changes to the index. Ends with an error when the
+/// storage fails.
+pub fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender<u64>) -> Result<(), String> {
+    loop {
+        let mut sealed = false;
+        if let Some(durable) = wal.durable_index() {
+            sealed = store.seal(durable).map_err(|e| e.to_string())?;
+        }
+        if sealed || store.needs_work() {
+            store.flush_index().map_err(|e| e.to_string())?;
+            room.send_modify(|n| *n += 1);
+        }
+        let pause = if store.needs_work() { SEAL_POLL } else { Duration::from_secs(1) };
+        if !signal.wait(pause) {
+            return Ok(());
+        }
+    }
+}
+
+/// Keeps the view of the cluster current until Raft stops.
+pub async fn watch_cluster(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.server_metrics();
+    loop {
+        let view = View::from_metrics(&metrics.borrow_watched(), inner.id, inner.info.role);
+        let before = inner.set_view(view);
+        let now = inner.view();
+        let name = |view: &View| view.leader.as_ref().map(|leader| leader.name.clone());
+        if name(&before) != name(&now) {
+            tracing::info!(leader = name(&now), term = now.term, "leader changed");
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reports when Raft stops by itself: its storage failed.
+pub async fn watch_failure(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.metrics();
+    loop {
+        let failed = metrics.borrow_watched().running_state.clone();
+        if let Err(fatal) = failed {
+            if !inner.is_stopping() {
+                inner.fail(format!("raft stopped: {fatal}"));
+            }
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks for a ReadIndex now and then, so that the lag is known without readers.
+pub async fn probe_lag(inner: Arc<Inner>) {
+    let pause = inner.probe_interval();
+    let mut tick = tokio::time::interval(pause);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if inner.lag.get().is_some_and(|lag| lag < pause) {
+            continue;
+        }
+        let _unknown_stays_unknown = inner.read_index(false).await;
+    }
+}
+
+/// What a leader does when nobody asks: found the cluster, promote voters that have caught up. And what every member
+/// does: purge what the wal need not keep.
+pub async fn chores(inner: Arc<Inner>) {
+    let mut tick = tokio::time::interval(CHORES);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if inner.is_stopping() {
+            return;
+        }
+        if inner.view().leads {
+            found(&inner).await;
+            promote(&inner).await;
+        }
+        purge(&inner).await;
+    }
+}
+
+/// The founder's first command names the cluster and its timeline.
+async fn found(inner: &Inner) {
+    if inner.store.cluster().is_some() || !inner.founder {
+        return;
+    }
+    let identity = inner.http.identity();
+    let command = Command::Found { time_ms: 0, cluster: identity.cluster, timeline: identity.timeline() };
+    let (answer, rx) = oneshot::channel();
+    if inner.proposals.try_send(Waiting { command: command.encode(), forwarded: false, answer }).is_ok() {
+        match rx.await {
+            Ok(Ok(_)) => tracing::info!(cluster = %identity.cluster, "cluster founded"),
+            // It is proposed again at the next turn, unless it took effect after all.
+            other => tracing::debug!(?other, "the cluster is not founded yet"),
+        }
+    }
+}
+
+async fn promote(inner: &Inner) {
+    let metrics = inner.raft.metrics().borrow_watched().clone();
+    let Some(replication) = metrics.replication else { return };
+    let last = metrics.last_log_index.unwrap_or(0);
+    let membership = &metrics.membership_config;
+    let voters: Vec<u64> = membership.voter_ids().collect();
+    let ready = membership.nodes().find(|(id, info)| {
+        let matched = replication.get(id).cloned().flatten().map(|at| at.index);
+        info.role == MemberRole::Voter
+            && !voters.contains(id)
+            && matched.is_some_and(|matched| matched + PROMOTE_BEHIND_ENTRIES >= last)
+    });
+    let Some((id, info)) = ready else { return };
+    let _one_at_a_time = inner.membership_change.lock().await;
+    match inner.raft.change_membership(ChangeMembers::AddVoterIds([*id].into()), true).await {
+        Ok(_) => tracing::info!(name = info.name, "member has caught up and votes now"),
+        Err(e) => tracing::info!(name = info.name, error = %e, "member cannot be made a voter yet"),
+    }
+}
+
+/// Keeps the wal within its budget: seals what is applied, tells openraft that a snapshot covers it, and purges all but
+/// the newest half of the budget.
+async fn purge(inner: &Inner) {
+    let stats = inner.wal.stats();
+    if stats.bytes <= inner.wal_keep_bytes {
+        return;
+    }
+    let Some(upto) = inner.wal.index_with_bytes_after(inner.wal_keep_bytes / 2) else { return };
+    let Some(durable) = inner.wal.durable_index() else { return };
+    if inner.store.sealed().is_none_or(|sealed| sealed.index < upto) {
+        let store = inner.store.clone();
+        match tokio::task::spawn_blocking(move || store.seal_all(durable)).await {
+            Ok(Ok(())) => inner.room.send_modify(|n| *n += 1),
+            Ok(Err(e)) => return inner.fail(format!("sealing failed: {e}")),
+            Err(e) => return inner.fail(format!("sealing failed: {e}")),
+        }
+    }
+    let Some(sealed) = inner.store.sealed() else { return };
+    let upto = upto.min(sealed.index);
+    // openraft purges only what a snapshot covers; ours is a cursor, so making one costs nothing.
+    let covered = inner.raft.metrics().borrow_watched().snapshot.map_or(0, |at| at.index);
+    if covered < upto {
+        if let Err(e) = inner.raft.trigger().snapshot().await {
+            tracing::warn!(error = %e, "raft did not take note of a snapshot");
+        }
+        // Purged at the next turn, when openraft has taken note.
+        return;
+    }
+    if let Err(e) = inner.raft.trigger().purge_log(upto).await {
+        tracing::warn!(error = %e, "raft did not purge its log");
+    }
+}

@@ -1,0 +1,114 @@
+//! What this member says of itself: status and health.
+
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+
+use super::Inner;
+use crate::api;
+use crate::model::MemberRole;
+
+/// What is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// The process works and its storage has not failed.
+    Live,
+    /// It can serve linearizable reads and writes.
+    Ready,
+    /// It leads, and a quorum has confirmed so within the election timeout.
+    Leader,
+    /// Ready, and a voter.
+    Primary,
+    /// A mirror whose lag is known and small enough.
+    Mirror {
+        /// The largest lag.
+        max_lag: Duration,
+    },
+}
+
+impl Inner {
+    pub(super) fn health(&self, check: HealthCheck) -> Result<(), String> {
+        if let Some(why) = self.failure.borrow().clone() {
+            return Err(why);
+        }
+        match check {
+            HealthCheck::Live => Ok(()),
+            HealthCheck::Ready => self.ready(),
+            HealthCheck::Leader => self.leads_with_quorum(),
+            HealthCheck::Primary => match self.view().role {
+                MemberRole::Voter => self.ready(),
+                MemberRole::Mirror => Err("it is a mirror".into()),
+            },
+            HealthCheck::Mirror { max_lag } => {
+                if self.view().role != MemberRole::Mirror {
+                    return Err("it is not a mirror".into());
+                }
+                self.lag_within(max_lag)
+            }
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.is_stopping() {
+            return Err("the member is stopping".into());
+        }
+        let view = self.view();
+        match &view.leader {
+            None => Err("no leader is known".into()),
+            Some(leader) if leader.id == self.id => self.leads_with_quorum(),
+            // A question every third of the election timeout, one lost, and the time it takes: the leader has answered
+            // recently, a quorum has confirmed it, and what it had committed is applied here.
+            Some(_) => self.lag_within(self.election_max + 2 * self.probe_interval()),
+        }
+    }
+
+    fn leads_with_quorum(&self) -> Result<(), String> {
+        if !self.view().leads {
+            return Err("it does not lead".into());
+        }
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        match acked.map(|at| at.elapsed()) {
+            Some(age) if age <= self.election_max => Ok(()),
+            Some(age) => Err(format!("a quorum has not answered for {} ms", age.as_millis())),
+            None => Err("a quorum has not answered yet".into()),
+        }
+    }
+
+    fn lag_within(&self, max_lag: Duration) -> Result<(), String> {
+        match self.lag.get() {
+            Some(lag) if lag <= max_lag => Ok(()),
+            Some(lag) => Err(format!("its lag is {} ms", lag.as_millis())),
+            None => Err("its lag is not known".into()),
+        }
+    }
+
+    pub(super) fn status(&self) -> api::Status {
+        let view = self.view();
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let timeline = self.store.timelines().last().map(|t| api::TimelineName { number: t.number, id: t.id });
+        let cluster = self.store.cluster().zip(timeline);
+        api::Status {
+            name: self.info.name.clone(),
+            id: self.id,
+            site: self.info.site.clone(),
+            role: view.role(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            ready: self.ready().is_ok(),
+            cluster: cluster.map(|(id, timeline)| api::Cluster { id, timeline }),
+            leader: view.leader.as_ref().map(|leader| api::Leader {
+                id: leader.id,
+                name: leader.name.clone(),
+                client_url: leader.client_url.to_string(),
+            }),
+            term: view.term,
+            revision: self.store.revision(),
+            last_index: metrics.last_log_index,
+            committed_index: metrics.local_committed.map(|at| at.index),
+            applied_index: self.store.applied().map(|at| at.index),
+            sealed_index: self.store.sealed().map(|at| at.index),
+            lag_seconds: self.lag.get().map(|lag| lag.as_secs_f64()),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            members: view.members.clone(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Who this member is, kept in `member.json` in its data directory.
+//!
+//! The member id is drawn before anything else and made durable before the member speaks to anyone, so that a join that
+//! is repeated after a crash is the same join. The cluster is filled in once it is known; only then are a wal and a
+//! history created. The file is replaced whole: temporary file, sync, rename, sync of the directory.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{Disk, read_file, replace_file};
+use crate::model::{ClusterId, MemberId, TimelineId, format_member_id, new_random_id, parse_member_id};
+
+use super::StartError;
+
+const FILE: &str = "member.json";
+const FORMAT: u32 = 1;
+
+/// The content of `member.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberFile {
+    format: u32,
+    /// 16 hexadecimal digits.
+    member_id: String,
+    /// The name under which the member was started first; the data belongs to it.
+    pub name: String,
+    /// The cluster it belongs to; none until it has joined or founded one.
+    pub cluster: Option<Belonging>,
+}
+
+/// The cluster that a member belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Belonging {
+    /// The cluster.
+    pub id: ClusterId,
+    /// The timeline on which the member joined.
+    pub timeline: TimelineId,
+    /// Whether this member founds the cluster: it initialises Raft if that has not happened yet.
+    pub founder: bool,
+}
+
+impl MemberFile {
+    /// Reads the file in `dir`, or draws an identity for `name` and writes it.
+    pub fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<MemberFile, StartError> {
+        let path = dir.join(FILE);
+        let damaged = |detail: String| StartError::MemberFile { path: path.clone(), detail };
+        let content = read_file(disk, &path).map_err(|source| StartError::Io { path: path.clone(), source })?;
+        let Some(content) = content else {
+            let [a, b, c, d, e, f, g, h, ..] = new_random_id().0;
+            let file = MemberFile {
+                format: FORMAT,
+                member_id: format_member_id(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
+                name: name.to_string(),
+                cluster: None,
+            };
+            file.save(disk, dir)?;
+            return Ok(file);
+        };
+        let file: MemberFile = serde_json::from_slice(&content).map_err(|e| damaged(e.to_string()))?;
+        if file.format != FORMAT {
+            return Err(damaged(format!("unknown format {}", file.format)));
+        }
+        if parse_member_id(&file.member_id).is_none() {
+            return Err(damaged(format!("malformed member id {:?}", file.member_id)));
+        }
+        if file.name != name {
+            return Err(StartError::OtherName { dir: dir.into(), theirs: file.name, ours: name.to_string() });
+        }
+        Ok(file)
+    }
+
+    /// Makes the file durable.
+    pub fn save(&self, disk: &dyn Disk, dir: &Path) -> Result<(), StartError> {
+        let content = serde_json::to_vec_pretty(self).expect("strings and numbers always serialise");
+        let written = replace_file(disk, dir, FILE, &content);
+        written.map_err(|source| StartError::Io { path: dir.join(FILE), source })
+    }
+
+    /// This member's id.
+    pub fn member_id(&self) -> MemberId {
+        parse_member_id(&self.member_id).expect("checked when it was read or drawn")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::sim::SimDisk;
+
+    #[test]
+    fn an_identity_is_drawn_once_and_kept() {
+        let disk = SimDisk::new();
+        let dir = Path::new("/data");
+        disk.create_dir_all(dir).unwrap();
+        let mut first = MemberFile::open(&disk, dir, "n1").unwrap();
+        assert_eq!(MemberFile::open(&disk, dir, "n1").unwrap(), first);
+        first.cluster = Some(Belonging { id: new_random_id(), timeline: new_random_id(), founder: true });
+        first.save(&disk, dir).unwrap();
+        assert_eq!(MemberFile::open(&disk, dir, "n1").unwrap(), first);
+        assert!(matches!(MemberFile::open(&disk, dir, "n2"), Err(StartError::OtherName { .. })));
+    }
+
+    #[test]
+    fn a_damaged_identity_is_named_not_drawn_again() {
+        let disk = SimDisk::new();
+        let dir = Path::new("/data");
+        disk.create_dir_all(dir).unwrap();
+        for bad in ["", "{}", "{\"format\":2,\"member_id\":\"0000000000000001\",\"name\":\"n1\",\"cluster\":null}"] {
+            replace_file(&disk, dir, FILE, bad.as_bytes()).unwrap();
+            assert!(matches!(MemberFile::open(&disk, dir, "n1"), Err(StartError::MemberFile { .. })), "{bad}");
+        }
+    }
+}

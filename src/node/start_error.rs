@@ -1,0 +1,68 @@
+//! Why a member could not start.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::store::StoreError;
+use crate::wal::WalError;
+
+/// A member that could not start. Nothing was changed unless the text says so.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A file or directory could not be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// `member.json` cannot be read.
+    #[error("{} cannot be used: {detail}", path.display())]
+    MemberFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
+    /// The data directory belongs to a member of another name.
+    #[error("the data in {} belongs to the member {theirs:?}, not {ours:?}", dir.display())]
+    OtherName {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        theirs: String,
+        /// Who was started.
+        ours: String,
+    },
+    /// Another process uses the data directory.
+    #[error("the data directory {} is in use by another process", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// An empty member was told neither to bootstrap nor whom to join.
+    #[error("{} holds no data yet: say --bootstrap for the first member of a new cluster, or --join URL", dir.display())]
+    NotTold {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The cluster refused this member.
+    #[error("{url} refused this member: {detail}")]
+    JoinRefused {
+        /// Who refused.
+        url: String,
+        /// Why.
+        detail: String,
+    },
+    /// The wal could not be opened.
+    #[error("wal: {0}")]
+    Wal(#[from] WalError),
+    /// The history could not be opened.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}

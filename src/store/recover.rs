@@ -1,0 +1,175 @@
+//! Opening: the history first, then an index that agrees with it, or a new one.
+//!
+//! An index is used when its record stands at a position that is sealed, carries the history's chain hash there, and a
+//! scan over all entries gives the count and the digest of the record. Frames after its position are then replayed into
+//! it. Otherwise it is removed and built again from all segments. Both need bounded memory: changes go to the index
+//! whenever they reach a bound.
+
+use std::sync::Arc;
+
+use super::overlay::Overlay;
+use super::state::{Body, State};
+use super::{StoreConfig, StoreError};
+use crate::history::{ChainHash, FrameOp, Head, HistoryError, Point, Sealed, TableCache};
+use crate::index::{Contents, Index, IndexEntry, IndexKind, IndexMeta};
+use crate::model::KeyMeta;
+
+/// How many entries the check of an index reads in one step.
+const SCAN_ENTRIES: usize = 4096;
+
+/// Makes the content of a store from its sealed history and an index that is there, or a new one.
+pub(super) fn body(
+    kind: &IndexKind,
+    sealed: Sealed,
+    head: Head,
+    tables: &TableCache,
+    config: &StoreConfig,
+) -> Result<Body, StoreError> {
+    let mut chosen = None;
+    let generations = kind.generations()?;
+    for generation in &generations {
+        if chosen.is_none() {
+            match usable(kind, *generation, &sealed, &head, tables)? {
+                Ok((index, meta)) => {
+                    chosen = Some((*generation, index, meta));
+                    continue;
+                }
+                Err(reason) => tracing::warn!(generation, reason, "the index is built again from the history"),
+            }
+        }
+        kind.remove(*generation)?;
+    }
+    match chosen {
+        Some((generation, index, meta)) => filled(kind, generation, index, meta, sealed, head, tables, config),
+        None => new_body(kind, generations.first().map_or(1, |newest| newest + 1), sealed, head, tables, config),
+    }
+}
+
+/// Makes the content of a store from its sealed history, with a new index.
+pub(super) fn new_body(
+    kind: &IndexKind,
+    generation: u64,
+    sealed: Sealed,
+    head: Head,
+    tables: &TableCache,
+    config: &StoreConfig,
+) -> Result<Body, StoreError> {
+    let index = kind.open(generation)?;
+    filled(kind, generation, index, IndexMeta::default(), sealed, head, tables, config)
+}
+
+#[allow(clippy::too_many_arguments)] // One place puts all parts of a body together.
+fn filled(
+    kind: &IndexKind,
+    generation: u64,
+    index: Arc<dyn Index>,
+    mut meta: IndexMeta,
+    sealed: Sealed,
+    head: Head,
+    tables: &TableCache,
+    config: &StoreConfig,
+) -> Result<Body, StoreError> {
+    replay(index.as_ref(), &mut meta, &sealed, tables, config.overlay_bytes / 2)?;
+    let state = State::new(head, sealed, meta.contents.live);
+    Ok(Body::new(state, index, meta, kind.clone(), generation, config.value_cache_bytes))
+}
+
+/// An index that agrees with the history, or why it does not.
+type Usable = Result<(Arc<dyn Index>, IndexMeta), String>;
+
+/// Opens an index and checks it against the history. The inner error says why it cannot be used.
+fn usable(
+    kind: &IndexKind,
+    generation: u64,
+    sealed: &Sealed,
+    head: &Head,
+    tables: &TableCache,
+) -> Result<Usable, HistoryError> {
+    let (index, meta) = match kind.open(generation).and_then(|index| Ok((index.meta()?, index))) {
+        Ok((Some(meta), index)) => (index, meta),
+        Ok((None, _)) => return Ok(Err("it has no record of what it holds".into())),
+        Err(e) => return Ok(Err(format!("it does not open: {e}"))),
+    };
+    if meta.next_position > head.next_position() {
+        return Ok(Err(format!("it is ahead of the history, at position {}", meta.next_position)));
+    }
+    let chain = match meta.next_position.checked_sub(1) {
+        None => Some(ChainHash::default()),
+        Some(position) => sealed.chain_at(position, tables)?,
+    };
+    if chain != Some(meta.chain) {
+        return Ok(Err(format!("it belongs to another history: the chain differs at {}", meta.next_position)));
+    }
+    match contents(index.as_ref()) {
+        Ok(contents) if contents == meta.contents => Ok(Ok((index, meta))),
+        Ok(found) => Ok(Err(format!("it holds {found:?} and should hold {:?}", meta.contents))),
+        Err(e) => Ok(Err(format!("it cannot be read: {e}"))),
+    }
+}
+
+/// What an index really holds.
+fn contents(index: &dyn Index) -> Result<Contents, crate::index::IndexError> {
+    let mut contents = Contents::default();
+    // Key spaces are numbered from 1; the record lies before them.
+    let mut start = vec![1];
+    loop {
+        let entries = index.scan(&start, None, SCAN_ENTRIES)?;
+        for (key, entry) in &entries {
+            contents.add(key, entry);
+        }
+        match entries.last() {
+            Some((key, _)) if entries.len() == SCAN_ENTRIES => start = [key, [0].as_slice()].concat(),
+            _ => return Ok(contents),
+        }
+    }
+}
+
+/// Brings an index up to the end of the sealed history.
+fn replay(
+    index: &dyn Index,
+    meta: &mut IndexMeta,
+    sealed: &Sealed,
+    tables: &TableCache,
+    spill_bytes: usize,
+) -> Result<(), StoreError> {
+    let mut overlay = Overlay::default();
+    let mut end = None;
+    let mut scan = sealed.scan(meta.next_position);
+    while let Some(frame) = scan.next_frame(tables)? {
+        let revision = frame.head().revision;
+        for op in frame.ops() {
+            let op = op.map_err(|e| {
+                let segment = sealed.segment_of_position(frame.position()).map_or_else(String::new, |s| s.name());
+                HistoryError::corrupt(segment, 0, format!("the frame of position {}: {e}", frame.position()))
+            })?;
+            let (space, key) = op.key();
+            let key = super::state::index_key(space, key).into_boxed_slice();
+            let before = match overlay.get(&key) {
+                Some(entry) => Some(entry),
+                None => index.get(&key)?,
+            };
+            overlay.set(key, entry_of(&op, revision), before);
+        }
+        let at = Point { next_position: frame.position() + 1, revision, chain: frame.chain() };
+        if overlay.bytes() >= spill_bytes {
+            overlay.write_to(index, meta, at)?;
+            (overlay, end) = (Overlay::default(), None);
+        } else {
+            end = Some(at);
+        }
+    }
+    if let Some(end) = end {
+        overlay.write_to(index, meta, end)?;
+    }
+    Ok(())
+}
+
+/// What an operation makes of its key.
+fn entry_of(op: &FrameOp, mod_revision: u64) -> IndexEntry {
+    match *op {
+        FrameOp::Delete { .. } => IndexEntry::tombstone(mod_revision),
+        FrameOp::Put { create_revision, version, lease, .. } => {
+            IndexEntry::value(KeyMeta { create_revision, mod_revision, version, lease })
+        }
+    }
+}
