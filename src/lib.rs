@@ -13,6 +13,7 @@
 //! `docs/architecture.md` tells the rest.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod files;
 pub mod history;

@@ -15,10 +15,7 @@ use crate::node::{Node, PeerReply, PeerRequest, peer_path};
 
 /// The routes for other members.
 pub fn router(node: Node) -> Router {
-    Router::new()
-        .route(peer_path::APPEND_STREAM, axum::routing::get(append_stream))
-        .fallback(message)
-        .with_state(node)
+    Router::new().route(peer_path::APPEND_STREAM, axum::routing::get(append_stream)).fallback(message).with_state(node)
 }
 
 fn reply(reply: PeerReply) -> Response {

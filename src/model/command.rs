@@ -397,9 +397,7 @@ impl Outcome {
             OUTCOME_WRITTEN => {
                 let revision = reader.varint("revision")?;
                 let results = read_list(reader, "results", |reader| match reader.u8("result")? {
-                    RESULT_PUT => {
-                        Ok(OpResult::Put { meta: KeyMeta::decode(reader)?, previous: previous(reader)? })
-                    }
+                    RESULT_PUT => Ok(OpResult::Put { meta: KeyMeta::decode(reader)?, previous: previous(reader)? }),
                     RESULT_DELETED => {
                         Ok(OpResult::Deleted { count: reader.varint("count")?, previous: previous(reader)? })
                     }

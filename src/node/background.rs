@@ -23,22 +23,59 @@ const CHORES: Duration = Duration::from_millis(200);
 /// A learner that lacks no more entries than this is made a voter.
 const PROMOTE_BEHIND_ENTRIES: u64 = 100;
 
+/// The sealing thread. It ends when this is dropped.
+pub struct Sealer {
+    signal: Arc<SealSignal>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sealer {
+    /// Starts to seal. `room` changes whenever something was sealed or flushed; a failure is handed to `failed`.
+    pub fn start(
+        store: Store,
+        wal: Wal,
+        room: watch::Sender<u64>,
+        failed: impl FnOnce(String) + Send + 'static,
+    ) -> std::io::Result<Sealer> {
+        let signal = Arc::new(SealSignal::default());
+        let (waker, seen) = (signal.clone(), signal.clone());
+        store.set_waker(Box::new(move || waker.wake()));
+        let thread = std::thread::Builder::new().name("sealer".into()).spawn(move || {
+            if let Err(why) = seal_loop(&store, &wal, &seen, &room) {
+                failed(format!("sealing failed: {why}"));
+            }
+        })?;
+        Ok(Sealer { signal, thread: Some(thread) })
+    }
+}
+
+impl Drop for Sealer {
+    fn drop(&mut self) {
+        self.signal.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the sealing thread has panicked");
+        }
+    }
+}
+
 /// Wakes the sealing thread and tells it to end.
 #[derive(Default)]
-pub struct SealSignal {
+struct SealSignal {
     state: parking_lot::Mutex<(bool, bool)>,
     changed: parking_lot::Condvar,
 }
 
 impl SealSignal {
     /// There may be something to seal.
-    pub fn wake(&self) {
+    fn wake(&self) {
         self.state.lock().0 = true;
         self.changed.notify_one();
     }
 
     /// The thread shall end.
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.state.lock().1 = true;
         self.changed.notify_one();
     }
@@ -56,7 +93,7 @@ impl SealSignal {
 
 /// Seals full tails once their entries are durable, and moves sealed changes to the index. Ends with an error when the
 /// storage fails.
-pub fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender<u64>) -> Result<(), String> {
+fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender<u64>) -> Result<(), String> {
     loop {
         let mut sealed = false;
         if let Some(durable) = wal.durable_index() {
@@ -183,7 +220,7 @@ async fn purge(inner: &Inner) {
     if stats.bytes <= inner.wal_keep_bytes {
         return;
     }
-    let Some(upto) = inner.wal.index_with_bytes_after(inner.wal_keep_bytes / 2) else { return };
+    let Some(upto) = inner.wal.purgeable_index(inner.wal_keep_bytes / 2) else { return };
     let Some(durable) = inner.wal.durable_index() else { return };
     if inner.store.sealed().is_none_or(|sealed| sealed.index < upto) {
         let store = inner.store.clone();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use openraft::Instant;
 use openraft::async_runtime::WatchReceiver;
 
 use super::Inner;

@@ -103,7 +103,8 @@ fn say(last_words: &mut String, url: &str, detail: &str) {
 
 /// Asks one member, and the leader that it names.
 pub async fn ask(http: &StrangerHttp, url: &str, request: &JoinRequest) -> Result<JoinAnswer, String> {
-    let once = |url: String| async move { http.post_json(&format!("{url}{}", peer_path::JOIN), request, ATTEMPT).await };
+    let once =
+        |url: String| async move { http.post_json(&format!("{url}{}", peer_path::JOIN), request, ATTEMPT).await };
     match once(url.trim_end_matches('/').to_string()).await? {
         JoinAnswer::AskLeader { peer_url } => once(peer_url).await,
         answer => Ok(answer),
@@ -165,7 +166,12 @@ impl Inner {
                 if info == *known {
                     return Ok(());
                 }
-                tracing::info!(name = info.name, client_url = info.client_url, peer_url = info.peer_url, "member moved");
+                tracing::info!(
+                    name = info.name,
+                    client_url = info.client_url,
+                    peer_url = info.peer_url,
+                    "member moved"
+                );
                 ChangeMembers::SetNodes(BTreeMap::from([(id, info)]))
             }
             None if returns => {

@@ -30,16 +30,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
 use crate::metrics::Metrics;
-use crate::model::{
-    ClusterId, Command, LogId, MemberId, Outcome, TimelineId, WriteCommand, command, format_member_id,
-};
+use crate::model::{ClusterId, Command, LogId, MemberId, Outcome, TimelineId, WriteCommand};
 use crate::raft::peer_http::PeerHttp;
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
@@ -249,8 +246,9 @@ impl Inner {
         std::mem::replace(&mut *self.view.write(), Arc::new(view))
     }
 
+    /// Whether new writes are refused: the member was told to stop, or has failed.
     fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.stopping.load(Ordering::Relaxed) || self.failure.borrow().is_some()
     }
 
     fn no_leader(&self) -> NodeError {
@@ -259,15 +257,7 @@ impl Inner {
 
     /// Records that the member failed; the first reason stays.
     fn fail(&self, why: String) {
-        tracing::error!(why, "this member has failed and stops serving");
-        self.stopping.store(true, Ordering::Relaxed);
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                *failure = Some(why);
-            }
-            first
-        });
+        fail(&self.failure, why);
     }
 
     fn is_applied(&self, index: u64) -> bool {
@@ -308,4 +298,14 @@ impl Inner {
     fn probe_interval(&self) -> Duration {
         self.election_max / 3
     }
+}
+
+/// Records that a member failed; the first reason stays.
+fn fail(failure: &watch::Sender<Option<String>>, why: String) {
+    tracing::error!(why, "this member has failed and stops serving");
+    failure.send_if_modified(|failure| {
+        let first = failure.is_none();
+        failure.get_or_insert(why);
+        first
+    });
 }

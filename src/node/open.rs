@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use openraft::{SnapshotPolicy, async_runtime::WatchReceiver};
+use openraft::SnapshotPolicy;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::background::{self, SealSignal};
+use super::background::{self, Sealer};
 use super::clock::Clock;
 use super::identity::{Belonging, MemberFile};
 use super::join::{JoinAnswer, JoinRequest, ask, join};
@@ -25,6 +25,7 @@ use super::view::View;
 use super::{Inner, Limits, MAX_KEY_BYTES, Node, NodeError, RequestContext, StartError, proposals};
 use crate::config::Config;
 use crate::files::{Disk, RealDisk};
+use crate::index::IndexKind;
 use crate::metrics::Metrics;
 use crate::model::new_random_id;
 use crate::raft::fence::Identity;
@@ -34,7 +35,7 @@ use crate::raft::network::{Network, NetworkTimeouts};
 use crate::raft::peer_http::{PeerHttp, StrangerHttp};
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
-use crate::store::{IndexKind, Store, StoreConfig};
+use crate::store::{Store, StoreConfig};
 use crate::wal::{Wal, WalConfig};
 
 /// How long a stopping leader tries to hand over.
@@ -59,10 +60,9 @@ pub(super) struct Background {
     pub(super) handle: Handle,
     /// Ends Raft's runtime when it is dropped or sent to.
     stop_runtime: Mutex<Option<oneshot::Sender<()>>>,
-    seal_signal: Arc<SealSignal>,
-    sealer: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// The lock on the data directory; freed when the process ends, however it ends.
-    _lock: File,
+    sealer: Mutex<Option<Sealer>>,
+    /// The lock on the data directory; freed when the member has stopped, or the process ends, however it ends.
+    lock: Mutex<Option<File>>,
 }
 
 impl Node {
@@ -201,18 +201,22 @@ async fn open(
     let http = PeerHttp::new(identity).map_err(|e| StartError::Other(format!("cannot make an HTTP client: {e}")))?;
     let election_max = Duration::from_millis(config.election_max_ms);
     let timeouts = NetworkTimeouts {
-        append_idle: Duration::from_millis(config.election_min_ms).max(Duration::from_millis(300)),
+        append_idle: election_max.max(Duration::from_secs(1)),
         control: election_max,
         snapshot_idle: SNAPSHOT_IDLE,
     };
     let raft_config = Arc::new(raft_config(config, belonging.id.to_string())?);
     let network = Network::new(http.clone(), timeouts);
+    // Before Raft, which at its start applies what the log holds and may have to wait for room.
+    let failure = watch::Sender::new(None);
+    let on_failure = failure.clone();
+    let sealer = Sealer::start(store.clone(), wal.clone(), room.clone(), move |why| super::fail(&on_failure, why));
+    let sealer = sealer.map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;
     let started = Raft::new(id, raft_config, network, Log::new(wal.clone(), store.clone()), machine).await;
     let raft = started.map_err(|e| StartError::Other(format!("raft could not start: {e}")))?;
 
     let (proposals, proposals_rx) = mpsc::channel(config.write_queue);
     let (reads, reads_rx) = mpsc::channel(reads::MAX_WAITING);
-    let seal_signal = Arc::new(SealSignal::default());
     let inner = Arc::new(Inner {
         id,
         founder: belonging.founder,
@@ -235,13 +239,12 @@ async fn open(
         reads,
         membership_change: tokio::sync::Mutex::new(()),
         stopping: AtomicBool::new(false),
-        failure: watch::Sender::new(None),
+        failure,
         background: Background {
             handle: Handle::current(),
             stop_runtime: Mutex::new(Some(stop_runtime)),
-            seal_signal: seal_signal.clone(),
-            sealer: Mutex::new(None),
-            _lock: lock,
+            sealer: Mutex::new(Some(sealer)),
+            lock: Mutex::new(Some(lock)),
         },
         info,
         store,
@@ -249,7 +252,10 @@ async fn open(
         raft,
         http,
     });
-    inner.begin_background(seal_signal)?;
+    tokio::spawn(background::watch_cluster(inner.clone()));
+    tokio::spawn(background::watch_failure(inner.clone()));
+    tokio::spawn(background::probe_lag(inner.clone()));
+    tokio::spawn(background::chores(inner.clone()));
     tokio::spawn(proposals::run(inner.clone(), proposals_rx));
     tokio::spawn(reads::run(inner.clone(), reads_rx));
     if belonging.founder {
@@ -318,27 +324,6 @@ async fn announce(inner: Arc<Inner>) {
 }
 
 impl Inner {
-    fn begin_background(self: &Arc<Self>, signal: Arc<SealSignal>) -> Result<(), StartError> {
-        let waker = signal.clone();
-        self.store.set_waker(Box::new(move || waker.wake()));
-        let weak = Arc::downgrade(self);
-        let (store, wal, room) = (self.store.clone(), self.wal.clone(), self.room.clone());
-        let sealer = std::thread::Builder::new().name("sealer".into()).spawn(move || {
-            if let Err(why) = background::seal_loop(&store, &wal, &signal, &room)
-                && let Some(inner) = weak.upgrade()
-            {
-                inner.fail(format!("sealing failed: {why}"));
-            }
-        });
-        let sealer = sealer.map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;
-        *self.background.sealer.lock() = Some(sealer);
-        tokio::spawn(background::watch_cluster(self.clone()));
-        tokio::spawn(background::watch_failure(self.clone()));
-        tokio::spawn(background::probe_lag(self.clone()));
-        tokio::spawn(background::chores(self.clone()));
-        Ok(())
-    }
-
     /// A founder's Raft begins with itself as the only voter.
     async fn initialize(&self) -> Result<(), StartError> {
         let failed = |e: &dyn std::fmt::Display| StartError::Other(format!("raft could not be initialised: {e}"));
@@ -365,15 +350,10 @@ impl Inner {
         self.step_down().await;
         self.stopping.store(true, Ordering::Relaxed);
         let shut = self.raft.shutdown().await;
-        self.background.seal_signal.stop();
         let sealer = self.background.sealer.lock().take();
         let (store, wal) = (self.store.clone(), self.wal.clone());
         let closed = tokio::task::spawn_blocking(move || {
-            if let Some(sealer) = sealer
-                && sealer.join().is_err()
-            {
-                return Err("the sealing thread has panicked".to_string());
-            }
+            drop(sealer);
             let durable = wal.durable_index();
             wal.close().map_err(|e| e.to_string())?;
             match durable {
@@ -382,6 +362,7 @@ impl Inner {
             }
         });
         closed.await.map_err(|e| e.to_string())??;
+        drop(self.background.lock.lock().take());
         shut.map_err(|e| e.to_string())
     }
 }

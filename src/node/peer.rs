@@ -2,9 +2,9 @@
 //!
 //! Everything but a join passes the fence first. A refusal by the fence is 421 and carries no vote.
 
-use http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use futures_util::Stream;
+use http::{HeaderMap, StatusCode};
 use std::pin::Pin;
 
 use super::join::JoinRequest;

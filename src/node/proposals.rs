@@ -289,9 +289,7 @@ mod tests {
         let url = || "http://x".to_string();
         let refused = PeerError::Status { url: url(), status: 421, body: String::new() };
         assert!(matches!(forward_error("u", &refused), NodeError::LeaderUnreachable { .. }));
-        for lost in
-            [PeerError::Timeout { url: url() }, PeerError::Malformed { url: url(), detail: String::new() }]
-        {
+        for lost in [PeerError::Timeout { url: url() }, PeerError::Malformed { url: url(), detail: String::new() }] {
             assert!(matches!(forward_error("u", &lost), NodeError::Unknown { .. }), "{lost}");
         }
     }

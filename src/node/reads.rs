@@ -119,11 +119,12 @@ async fn round(inner: &Inner, may_ask_others: bool) -> Result<ReadIndex, NodeErr
         Some(_) if !may_ask_others => Err(inner.no_leader()),
         Some(leader) => {
             let limit = inner.limits.request_timeout;
+            let question = serde_json::json!({});
             let asked = inner.http.post_json::<ReadIndexAnswer>(
                 leader.id,
                 &leader.peer_url,
                 peer_path::READ_INDEX,
-                &serde_json::json!({}),
+                &question,
                 limit,
             );
             match asked.await {

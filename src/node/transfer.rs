@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver;
 use serde::{Deserialize, Serialize};
 
 use super::{Inner, NodeError, RequestContext, peer_path};

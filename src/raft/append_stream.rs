@@ -168,9 +168,8 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (reader, mut writer) = tokio::io::split(io);
-    let requests = futures_util::stream::unfold(
-        Some((reader, BytesMut::with_capacity(READ_BUFFER_BYTES))),
-        |state| async move {
+    let requests =
+        futures_util::stream::unfold(Some((reader, BytesMut::with_capacity(READ_BUFFER_BYTES))), |state| async move {
             let (mut reader, mut buffer) = state?;
             match next_request(&mut reader, &mut buffer).await {
                 Ok(Some(request)) => Some((request, Some((reader, buffer)))),
@@ -180,8 +179,7 @@ where
                     None
                 }
             }
-        },
-    );
+        });
     let mut answers = std::pin::pin!(raft.stream_append(requests));
     let mut out = Vec::new();
     while let Some(answer) = answers.next().await {

@@ -11,8 +11,8 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
 use super::types::{
     RaftEntry, RaftLogId, RaftVote, TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote, to_raft_entry,

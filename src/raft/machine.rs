@@ -10,8 +10,8 @@
 use std::io;
 
 use futures_util::{Stream, StreamExt};
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::OptionalSend;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use tokio::sync::watch;
 
 use super::types::{
@@ -79,12 +79,13 @@ impl Machine {
         let reader = self.store.snapshot().map_err(io::Error::other)?;
         let meta = reader.meta();
         let last_membership = match &meta.membership {
-            Some((log_id, bytes)) => {
-                StoredMembership::new(Some(to_raft_log_id(*log_id)), decode_membership(bytes).map_err(invalid)?)
+            Some(record) => {
+                let membership = decode_membership(&record.payload).map_err(invalid)?;
+                StoredMembership::new(Some(to_raft_log_id(record.log_id)), membership)
             }
             None => StoredMembership::new(None, RaftMembership::default()),
         };
-        let meta = SnapshotMeta { last_log_id: meta.last_log_id.map(to_raft_log_id), last_membership };
+        let meta = SnapshotMeta { last_log_id: meta.applied.map(to_raft_log_id), last_membership };
         Ok(openraft::storage::Snapshot { meta, snapshot: SnapshotContent::Outgoing(Box::new(reader)) })
     }
 }
@@ -157,9 +158,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 impl RaftSnapshotBuilder<TypeConfig> for Machine {
     type SnapshotData = SnapshotContent;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<openraft::alias::SnapshotOf<TypeConfig, SnapshotContent>, io::Error> {
+    async fn build_snapshot(&mut self) -> Result<openraft::alias::SnapshotOf<TypeConfig, SnapshotContent>, io::Error> {
         self.snapshot()
     }
 }

@@ -27,8 +27,7 @@ use openraft::{OptionalSend, RaftNetworkFactory};
 use super::machine::SnapshotContent;
 use super::peer_http::{PeerError, PeerHttp};
 use super::types::{
-    MemberInfo, RaftVote, TypeConfig, encode_membership, from_raft_log_id, from_raft_vote, to_raft_log_id,
-    to_raft_vote,
+    MemberInfo, RaftVote, TypeConfig, encode_membership, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
 };
 use super::{append_stream, wire};
 use crate::model::MemberId;
@@ -204,10 +203,8 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
             let timeout = self.timeouts.append_idle;
-            let dialled = self
-                .http
-                .upgrade(self.target, &self.url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout)
-                .await;
+            let dialled =
+                self.http.upgrade(self.target, &self.url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
             let io = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
             tracing::debug!(peer = %self.url, "append stream opened");
             let (target, url) = (self.target, self.url.clone());
@@ -237,10 +234,9 @@ impl NetTransferLeader<TypeConfig> for PeerClient {
         let answer = self.http.post_json(self.target, &self.url, path::TRANSFER, &message, timeout).await;
         Ok(match answer.map_err(|e| self.rpc_error(e, RPCTypes::TransferLeader, timeout))? {
             wire::TransferAnswer::Accepted => Ok(()),
-            wire::TransferAnswer::VoteChanged { actual } => Err(TransferLeaderError::VoteChanged {
-                expected: *request.from_leader(),
-                actual: to_raft_vote(actual),
-            }),
+            wire::TransferAnswer::VoteChanged { actual } => {
+                Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual: to_raft_vote(actual) })
+            }
             wire::TransferAnswer::LogNotFlushed { actual } => Err(TransferLeaderError::LogNotFlushed {
                 expected: request.last_log_id().cloned(),
                 actual: actual.map(to_raft_log_id),

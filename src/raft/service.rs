@@ -119,17 +119,17 @@ impl PeerService {
     {
         let _one_at_a_time = self.installing.try_acquire().map_err(|_| ServiceError::Busy)?;
         let (header, rest) = read_header(&mut body).await?;
-        let membership = decode_membership(header.membership.to_string().as_bytes()).map_err(ServiceError::Malformed)?;
+        let membership =
+            decode_membership(header.membership.to_string().as_bytes()).map_err(ServiceError::Malformed)?;
         let prepared = self.receive(rest, body).await?;
-        if prepared.meta().last_log_id != header.last_log_id {
+        if prepared.meta().applied != header.last_log_id {
             return Err(ServiceError::Malformed("the snapshot does not end where its header says".into()));
         }
         let meta = SnapshotMeta {
             last_log_id: header.last_log_id.map(to_raft_log_id),
             last_membership: StoredMembership::new(header.membership_log_id.map(to_raft_log_id), membership),
         };
-        let snapshot =
-            openraft::storage::Snapshot { meta, snapshot: SnapshotContent::Incoming(Box::new(prepared)) };
+        let snapshot = openraft::storage::Snapshot { meta, snapshot: SnapshotContent::Incoming(Box::new(prepared)) };
         let answer = self.raft.install_full_snapshot(to_raft_vote(header.vote), snapshot).await.map_err(stopped)?;
         Ok(write_json(&wire::SnapshotAnswer { vote: from_raft_vote(&answer.vote) }))
     }

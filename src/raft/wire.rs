@@ -219,7 +219,7 @@ pub fn read_append(frame: Bytes) -> Result<AppendEntriesRequest<TypeConfig>, Str
         if crc32c::crc32c(&bytes) != crc {
             return Err("an entry does not match its checksum".into());
         }
-        entries.push(to_raft_entry(decode_entry(bytes).map_err(malformed)?)?);
+        entries.push(to_raft_entry(decode_entry(&bytes).map_err(malformed)?)?);
     }
     reader.finish("append: bytes after its end").map_err(malformed)?;
     Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })

@@ -1,0 +1,2 @@
+//! The HTTP edge.
+pub mod peer;

@@ -1,0 +1,155 @@
+//! Members in this process, over real sockets: the path of a write and of a read below the clients' edge, joining,
+//! hand-over, restart. Real processes are in the other tests; here one can look inside.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lifeboat::config::Config;
+use lifeboat::metrics::Metrics;
+use lifeboat::model::{Condition, Guard, KeySpace, MemberRole, OpResult, Outcome, WriteCommand, WriteOp};
+use lifeboat::node::{Addresses, HealthCheck, Node, RequestContext};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Member {
+    node: Node,
+    peer_url: String,
+    server: tokio::task::JoinHandle<()>,
+}
+
+/// Starts a member in `dir`; without a peer to join it founds a cluster. `listen` keeps the address over a restart.
+async fn start(name: &str, role: MemberRole, dir: &Path, join: Option<&str>, listen: Option<SocketAddr>) -> Member {
+    let listener = tokio::net::TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let peer_url = format!("http://{}", listener.local_addr().unwrap());
+    let config = Config {
+        role,
+        bootstrap: join.is_none(),
+        join: join.map(str::to_string).into_iter().collect(),
+        wal_segment_bytes: 1 << 20,
+        ..Config::new(name, dir.join(name))
+    };
+    let addresses = Addresses { client_url: format!("http://client.of.{name}"), peer_url: peer_url.clone() };
+    let node = Node::start(&config, addresses, Arc::new(Metrics::new())).await.unwrap();
+    let router = lifeboat::http::peer::router(node.clone());
+    let listener = listener.into_std().unwrap();
+    let server = node.runtime().spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        axum::serve(listener, router).await.unwrap();
+    });
+    Member { node, peer_url, server }
+}
+
+impl Member {
+    fn address(&self) -> SocketAddr {
+        self.peer_url.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    async fn stop(self) {
+        self.node.stop().await.unwrap();
+        self.server.abort();
+    }
+}
+
+fn ctx() -> RequestContext {
+    RequestContext::anonymous(1, Duration::from_secs(10))
+}
+
+fn put(key: &'static str, value: &str) -> WriteCommand {
+    let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::copy_from_slice(value.as_bytes()));
+    WriteCommand { ops: vec![WriteOp::Put { space: KeySpace::User, key, value, lease: 0 }], ..Default::default() }
+}
+
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn value(node: &Node, key: &str) -> Option<Vec<u8>> {
+    node.store().get(KeySpace::User, key.as_bytes(), None).unwrap().map(|kv| kv.value.to_vec())
+}
+
+fn voters(node: &Node) -> usize {
+    node.members().iter().filter(|m| m.role == MemberRole::Voter && !m.joining).count()
+}
+
+#[tokio::test]
+async fn a_single_member_writes_reads_and_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = start("n1", MemberRole::Voter, dir.path(), None, None).await;
+    eventually("ready", || member.node.health(HealthCheck::Ready).is_ok()).await;
+    eventually("founded", || member.node.status().cluster.is_some()).await;
+    let outcome = member.node.write(&ctx(), put("a", "1")).await.unwrap();
+    let Outcome::Written { revision, results } = outcome else { panic!("{outcome:?}") };
+    assert!(matches!(results[..], [OpResult::Put { previous: None, .. }]));
+    let guard = Guard { key: Bytes::from_static(b"a"), condition: Condition::Absent };
+    let refused = member.node.write(&ctx(), WriteCommand { guards: vec![guard], ..put("a", "2") }).await.unwrap();
+    assert!(matches!(refused, Outcome::Refused { current: Some(meta), .. } if meta.mod_revision == revision));
+    member.node.read_barrier(&ctx()).await.unwrap();
+    assert_eq!(value(&member.node, "a").as_deref(), Some(&b"1"[..]));
+    member.stop().await;
+
+    let member = start("n1", MemberRole::Voter, dir.path(), None, None).await;
+    eventually("ready", || member.node.health(HealthCheck::Ready).is_ok()).await;
+    member.node.read_barrier(&ctx()).await.unwrap();
+    assert_eq!(value(&member.node, "a").as_deref(), Some(&b"1"[..]));
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn any_member_takes_writes_and_linearizable_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = start("n1", MemberRole::Voter, dir.path(), None, None).await;
+    let join = n1.peer_url.clone();
+    let n2 = start("n2", MemberRole::Voter, dir.path(), Some(&join), None).await;
+    let n3 = start("n3", MemberRole::Voter, dir.path(), Some(&n2.peer_url), None).await;
+    let m1 = start("m1", MemberRole::Mirror, dir.path(), Some(&n3.peer_url), None).await;
+    let all = [&n1, &n2, &n3, &m1];
+    for member in all {
+        eventually("three voters", || voters(&member.node) == 3 && member.node.members().len() == 4).await;
+        eventually("ready", || member.node.health(HealthCheck::Ready).is_ok()).await;
+    }
+    for (writer, text) in all.iter().zip(["one", "two", "three", "four"]) {
+        writer.node.write(&ctx(), put("k", text)).await.unwrap();
+        for reader in all {
+            reader.node.read_barrier(&ctx()).await.unwrap();
+            assert_eq!(value(&reader.node, "k").as_deref(), Some(text.as_bytes()));
+        }
+    }
+    // A mirror cannot lead, a voter can; the write after it goes to the new leader.
+    let mirror = n1.node.transfer_leader(&ctx(), Some("m1".into())).await;
+    assert!(matches!(mirror, Err(lifeboat::node::NodeError::NotAVoter { .. })), "{mirror:?}");
+    let unknown = m1.node.transfer_leader(&ctx(), Some("nobody".into())).await;
+    assert!(matches!(unknown, Err(lifeboat::node::NodeError::UnknownMember { .. })), "{unknown:?}");
+    let moved = m1.node.transfer_leader(&ctx(), Some("n2".into())).await.unwrap();
+    assert_eq!(moved.leader, "n2");
+    eventually("n2 leads", || n2.node.health(HealthCheck::Leader).is_ok()).await;
+    eventually("m1 knows", || m1.node.leader_name().as_deref() == Some("n2")).await;
+    m1.node.write(&ctx(), put("k", "five")).await.unwrap();
+    n3.node.read_barrier(&ctx()).await.unwrap();
+    assert_eq!(value(&n3.node, "k").as_deref(), Some(&b"five"[..]));
+
+    // A leader that stops hands over first; it comes back as a follower with everything.
+    let address = n2.address();
+    n2.stop().await;
+    eventually("another leads", || n1.node.leader_name().is_some_and(|name| name != "n2")).await;
+    let rest = [&n1, &n3, &m1];
+    for member in rest {
+        eventually("ready", || member.node.health(HealthCheck::Ready).is_ok()).await;
+    }
+    m1.node.write(&ctx(), put("k", "six")).await.unwrap();
+    let n2 = start("n2", MemberRole::Voter, dir.path(), Some(&join), Some(address)).await;
+    eventually("ready", || n2.node.health(HealthCheck::Ready).is_ok()).await;
+    n2.node.read_barrier(&ctx()).await.unwrap();
+    assert_eq!(value(&n2.node, "k").as_deref(), Some(&b"six"[..]));
+    let chains: Vec<_> = [&n1, &n2, &n3].iter().map(|m| m.node.store().chain_at(3).unwrap()).collect();
+    assert!(chains.windows(2).all(|pair| pair[0] == pair[1]), "{chains:?}");
+    for member in [m1, n3, n2, n1] {
+        member.stop().await;
+    }
+}
