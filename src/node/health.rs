@@ -49,7 +49,7 @@ impl Inner {
         }
     }
 
-    fn ready(&self) -> Result<(), String> {
+    pub(super) fn ready(&self) -> Result<(), String> {
         if self.is_stopping() {
             return Err("the member is stopping".into());
         }

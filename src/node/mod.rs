@@ -21,6 +21,7 @@ mod open;
 mod peer;
 mod proposals;
 mod reads;
+mod report;
 mod start_error;
 mod transfer;
 mod view;

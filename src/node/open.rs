@@ -22,7 +22,7 @@ use super::identity::{Belonging, MemberFile};
 use super::join::{JoinAnswer, JoinRequest, ask, join};
 use super::reads::{self, Lag};
 use super::view::View;
-use super::{Inner, Limits, MAX_KEY_BYTES, Node, NodeError, RequestContext, StartError, proposals};
+use super::{Inner, Limits, MAX_KEY_BYTES, Node, NodeError, RequestContext, StartError, proposals, report};
 use crate::config::Config;
 use crate::files::{Disk, RealDisk};
 use crate::index::IndexKind;
@@ -252,6 +252,7 @@ async fn open(
         raft,
         http,
     });
+    report::register(&inner);
     tokio::spawn(background::watch_cluster(inner.clone()));
     tokio::spawn(background::watch_failure(inner.clone()));
     tokio::spawn(background::probe_lag(inner.clone()));
