@@ -244,17 +244,7 @@ async fn measure(cluster: &Cluster, options: &Options, operation: Operation, at:
         times.add(client_times).unwrap();
         errors.extend(client_errors);
     }
-    Row {
-        operation,
-        at,
-        clients,
-        seconds,
-        times,
-        errors,
-        member_cpu_seconds,
-        generator_cpu_seconds,
-        peak_memory_mib,
-    }
+    Row { operation, at, clients, seconds, times, errors, member_cpu_seconds, generator_cpu_seconds, peak_memory_mib }
 }
 
 /// One client: asks from now on, and counts what is answered between `start` and `end`.
@@ -296,8 +286,18 @@ async fn work(
 impl Row {
     fn header() -> String {
         let titles = [
-            "operation", "asked", "clients", "per second", "p50 ms", "p99 ms", "max ms", "errors",
-            "CPU s: leader, others", "CPU µs/op", "generator CPU s", "peak MiB: leader, others",
+            "operation",
+            "asked",
+            "clients",
+            "per second",
+            "p50 ms",
+            "p99 ms",
+            "max ms",
+            "errors",
+            "CPU s: leader, others",
+            "CPU µs/op",
+            "generator CPU s",
+            "peak MiB: leader, others",
         ];
         let rule = "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
         format!("| {} |\n{rule}", titles.join(" | "))

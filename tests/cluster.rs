@@ -38,7 +38,7 @@ fn write_beyond_the_log(cluster: &Cluster, at: usize, round: usize) {
 fn wait_log_gone(cluster: &Cluster, leader: usize, missing_from: u64) {
     wait_for("the leader to drop its old log", || {
         let metrics = support::scrape::Metrics::of(cluster.client(leader));
-        let first = metrics.sum("lifeboat_log_first_index", &[]) as u64;
+        let first = metrics.sum("lifeboat_wal_first_index", &[]) as u64;
         if first > missing_from + 1 { Ok(()) } else { Err(format!("it still begins at {first}")) }
     });
 }
@@ -368,9 +368,9 @@ fn a_leader_that_stops_hands_over_and_no_write_fails() {
         assert!(status.success(), "a leader that is asked to stop ends with {status}");
         let next = wait_within(support::PATIENCE, "the next leader", || {
             let others = cluster.running();
-            let found = others.into_iter().find(|&member| {
-                cluster.status(member).is_ok_and(|status| status["role"] == "leader")
-            });
+            let found = others
+                .into_iter()
+                .find(|&member| cluster.status(member).is_ok_and(|status| status["role"] == "leader"));
             found.ok_or_else(|| "nobody leads".into())
         });
         gaps.push(start.elapsed());
