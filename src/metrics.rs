@@ -344,10 +344,17 @@ const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub struct HttpMetrics {
     requests: [[[AtomicU64; STATUS_CLASSES.len()]; Verb::ALL.len()]; Route::ALL.len()],
     durations: [[Histogram; Verb::ALL.len()]; Route::ALL.len()],
-    /// Connections that are open.
-    pub connections: AtomicU64,
-    /// Connections that were closed at once because too many were open.
-    pub connections_refused: AtomicU64,
+    /// Connections of clients.
+    pub connections: Arc<ConnectionCounts>,
+}
+
+/// The connections of one listener.
+#[derive(Debug, Default)]
+pub struct ConnectionCounts {
+    /// How many are open.
+    pub open: AtomicU64,
+    /// How many were closed at once because too many were open.
+    pub refused: AtomicU64,
 }
 
 impl HttpMetrics {
@@ -391,11 +398,11 @@ impl Collector for HttpCollector {
         }
         let help = "Connections of clients that are open";
         let mut metric = encoder.encode_descriptor("lifeboat_http_connections", help, None, MetricType::Gauge)?;
-        metric.encode_gauge(&(self.0.connections.load(Ordering::Relaxed) as f64))?;
+        metric.encode_gauge(&(self.0.connections.open.load(Ordering::Relaxed) as f64))?;
         let help = "Connections of clients that were closed because too many were open";
         let name = "lifeboat_http_connections_refused";
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&self.0.connections_refused.load(Ordering::Relaxed), None)
+        metric.encode_counter::<NoLabelSet, _, u64>(&self.0.connections.refused.load(Ordering::Relaxed), None)
     }
 }
 

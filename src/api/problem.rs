@@ -100,6 +100,8 @@ codes! {
     QueueFull = "queue-full", "Too many writes are waiting";
     /// Too many reads wait for a thread.
     TooManyReads = "too-many-reads", "Too many reads are waiting";
+    /// Too many connections are open.
+    TooManyConnections = "too-many-connections", "Too many connections are open";
     /// The member's storage failed.
     StorageFailed = "storage-failed", "The member's storage failed";
     /// No member has this name.

@@ -1,0 +1,130 @@
+//! `/v1/status`, `/v1/members`, `/v1/role`, `/v1/leader`: the cluster as this member sees it, and who leads it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body as AxumBody;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use hyper::header::CACHE_CONTROL;
+use hyper::{Request, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::body::{EdgeBody, collect};
+use super::extract::Parameters;
+use super::problem::{Asked, Failure};
+use super::{Shared, headers, json_reply, resource};
+use crate::api::{LeaderReply, LeaderRequest, MembersReply, ProblemCode, RoleReply};
+
+const READ_ALLOW: &str = "GET, HEAD, OPTIONS";
+const LEADER_ALLOW: &str = "POST, OPTIONS";
+/// The largest JSON body of these resources.
+const MAX_JSON_BYTES: usize = 64 << 10;
+
+/// The routes of this file.
+pub fn routes() -> axum::Router<Arc<Shared>> {
+    axum::Router::new()
+        .route("/v1/status", resource(READ_ALLOW, get(status)))
+        .route("/v1/members", resource(READ_ALLOW, get(members)))
+        .route("/v1/role", resource(READ_ALLOW, get(role)))
+        .route("/v1/leader", resource(LEADER_ALLOW, post(leader)))
+}
+
+async fn status(State(shared): State<Arc<Shared>>, request: Request<AxumBody>) -> Response {
+    read_reply(&request, || shared.node.status())
+}
+
+async fn members(State(shared): State<Arc<Shared>>, request: Request<AxumBody>) -> Response {
+    read_reply(&request, || MembersReply { members: shared.node.members() })
+}
+
+async fn role(State(shared): State<Arc<Shared>>, request: Request<AxumBody>) -> Response {
+    read_reply(&request, || {
+        let status = shared.node.status();
+        RoleReply {
+            role: status.role,
+            name: status.name,
+            site: status.site,
+            leader: status.leader.map(|leader| leader.name),
+        }
+    })
+}
+
+fn read_reply<T: Serialize>(request: &Request<AxumBody>, body: impl FnOnce() -> T) -> Response {
+    match Parameters::none(request.uri().query()) {
+        Ok(()) => {
+            let mut reply = json_reply(StatusCode::OK, &body());
+            reply.headers_mut().insert(CACHE_CONTROL, headers::NO_CACHE);
+            reply.map(EdgeBody::into_axum)
+        }
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn leader(State(shared): State<Arc<Shared>>, request: Request<AxumBody>) -> Response {
+    let started = Instant::now();
+    match move_leader(&shared, request, started).await {
+        Ok(reply) => json_reply(StatusCode::OK, &reply).map(EdgeBody::into_axum),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn move_leader(shared: &Shared, request: Request<AxumBody>, started: Instant) -> Result<LeaderReply, Failure> {
+    Parameters::none(request.uri().query())?;
+    let asked: LeaderRequest = read_json(shared, request).await?;
+    let moved = shared.node.transfer_leader(&shared.context(started), asked.to).await;
+    moved.map_err(|error| Failure::node(&error, Asked::Change))
+}
+
+/// Reads a JSON body, of whatever content type it says it is. No body is an empty object.
+async fn read_json<T: DeserializeOwned>(shared: &Shared, request: Request<AxumBody>) -> Result<T, Failure> {
+    let mut body = request.into_body();
+    let text = collect(&mut body, MAX_JSON_BYTES, shared.body_timeout).await.map_err(Failure::body)?;
+    parse_json(&text)
+}
+
+fn parse_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {
+    let text = if text.is_empty() { b"{}" } else { text };
+    serde_json::from_slice(text).map_err(|error| {
+        let message = error.to_string();
+        let failure = Failure::new(ProblemCode::BadBody, message.clone());
+        match named_field(&message) {
+            Some(field) => failure.field(field),
+            None => failure,
+        }
+    })
+}
+
+/// The field that a message of serde is about, when it names one.
+fn named_field(message: &str) -> Option<&str> {
+    let kinds = ["unknown field `", "missing field `", "duplicate field `"];
+    let rest = kinds.iter().find_map(|kind| message.strip_prefix(kind))?;
+    rest.split_once('`').map(|(field, _)| field)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_read_strictly() {
+        let parse = |text: &str| parse_json::<LeaderRequest>(text.as_bytes());
+        assert_eq!(parse("").unwrap(), LeaderRequest { to: None });
+        assert_eq!(parse("{}").unwrap(), LeaderRequest { to: None });
+        assert_eq!(parse(r#"{"to":"n2"}"#).unwrap(), LeaderRequest { to: Some("n2".into()) });
+        for (text, field) in [
+            (r#"{"too":"n2"}"#, Some("too")),
+            (r#"{"to":"a","to":"b"}"#, Some("to")),
+            (r#"{"to":7}"#, None),
+            ("{", None),
+            ("[]x", None),
+            (r#"{"to":"n2"} {}"#, None),
+        ] {
+            let failure = parse(text).unwrap_err();
+            assert_eq!(failure.problem().code(), Some(ProblemCode::BadBody), "{text}");
+            assert_eq!(failure.problem().field.as_deref(), field, "{text}");
+        }
+    }
+}
