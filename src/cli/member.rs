@@ -1,29 +1,147 @@
-//! The assembly of one member: node and listeners. To come with the node; until then nothing starts.
+//! The assembly of one member: two listeners, the node, and the threads they run on.
+//!
+//! ```text
+//!   client listener ──> http edge   runtime "clients", a few threads ──┐
+//!                                                                      ├──> Node (its own runtime, one thread)
+//!   peer listener   ──> http/peer   on the node's runtime ─────────────┘
+//! ```
+//!
+//! Starting: both ports are bound first, so that a taken one is found before anything is touched, and so that the
+//! addresses told to others are the true ones. Stopping goes the other way round: the lead is handed over while
+//! clients are still served, then clients get their last replies, then the peers' listener closes, then storage.
+//!
+//! Proven by `tests/cli.rs`.
+
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
+use std::sync::Arc;
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::http::server::{ServerOptions, serve_router};
+use crate::http::{EdgeOptions, peer, serve_clients};
+use crate::metrics::{ConnectionCounts, Metrics};
+use crate::node::{Addresses, Node};
+
+/// The edge is given every core but one, which is Raft's; more threads than this do not help it.
+const EDGE_THREADS_MAX: usize = 4;
 
 /// A running member.
-pub struct Member;
+pub struct Member {
+    node: Node,
+    addresses: Addresses,
+    /// Only kept.
+    _edge: EdgeRuntime,
+    clients: JoinHandle<()>,
+    peers: JoinHandle<()>,
+    stop_clients: CancellationToken,
+    stop_peers: CancellationToken,
+}
 
 impl Member {
-    /// Starts it.
-    pub async fn start(_config: &Config) -> Result<Member, String> {
-        Err("the node is not part of this build yet".to_owned())
+    /// Starts it; returns when it serves. For a newcomer that takes until a member of the cluster answers.
+    pub async fn start(config: &Config) -> Result<Member, String> {
+        let (client_listener, client_address) = bind("client_listen", config.client_listen)?;
+        let (peer_listener, peer_address) = bind("peer_listen", config.peer_listen)?;
+        let addresses =
+            Addresses { client_url: config.client_url_or(client_address), peer_url: config.peer_url_or(peer_address) };
+        let edge = EdgeRuntime::new()?;
+        let metrics = Arc::new(Metrics::new());
+        let node = Node::start(config, addresses.clone(), metrics).await.map_err(|error| error.to_string())?;
+        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+        let peers = node.runtime().spawn(serve_peers(peer_listener, node.clone(), stop_peers.clone()));
+        let clients = edge.handle.spawn(serve_edge(client_listener, node.clone(), stop_clients.clone()));
+        Ok(Member { node, addresses, _edge: edge, clients, peers, stop_clients, stop_peers })
     }
 
-    pub fn client_url(&self) -> String {
-        String::new()
+    /// Where clients reach it.
+    pub fn client_url(&self) -> &str {
+        &self.addresses.client_url
     }
 
-    pub fn peer_url(&self) -> String {
-        String::new()
+    /// Where the other members reach it.
+    pub fn peer_url(&self) -> &str {
+        &self.addresses.peer_url
     }
 
+    /// Waits until it has failed, and says why.
     pub async fn failed(&mut self) -> String {
-        std::future::pending().await
+        tokio::select! {
+            why = self.node.failed() => why,
+            _ = &mut self.clients => "the clients' listener ended".to_owned(),
+            _ = &mut self.peers => "the peers' listener ended".to_owned(),
+        }
     }
 
-    pub async fn stop(self) -> Result<(), String> {
-        Ok(())
+    /// Drains and stops it; a leader hands over first if told to.
+    pub async fn stop(mut self, hand_over: bool) -> Result<(), String> {
+        if hand_over {
+            self.node.step_down().await;
+        }
+        self.stop_clients.cancel();
+        if !self.clients.is_finished()
+            && let Err(error) = (&mut self.clients).await
+        {
+            tracing::warn!(%error, "the clients' listener ended badly");
+        }
+        self.stop_peers.cancel();
+        self.node.close().await
+    }
+}
+
+/// The clients' runtime, ended when this is dropped. (A bare one must not be dropped where tasks run.)
+struct EdgeRuntime {
+    handle: Handle,
+    runtime: Option<Runtime>,
+}
+
+impl EdgeRuntime {
+    fn new() -> Result<EdgeRuntime, String> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.saturating_sub(1).clamp(1, EDGE_THREADS_MAX))
+            .thread_name("clients")
+            .enable_all()
+            .build()
+            .map_err(|error| format!("cannot make the clients' runtime: {error}"))?;
+        Ok(EdgeRuntime { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for EdgeRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn bind(setting: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), String> {
+    let bound = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    bound().map_err(|error: std::io::Error| format!("{setting} {address}: {error}"))
+}
+
+async fn serve_edge(listener: TcpListener, node: Node, stop: CancellationToken) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => serve_clients(listener, node, EdgeOptions::default(), stop).await,
+        Err(error) => tracing::error!(%error, "the clients' listener cannot be used"),
+    }
+}
+
+async fn serve_peers(listener: TcpListener, node: Node, stop: CancellationToken) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => {
+            let counts = Arc::new(ConnectionCounts::default());
+            serve_router(listener, peer::router(node), ServerOptions::default(), counts, stop).await;
+        }
+        Err(error) => tracing::error!(%error, "the peers' listener cannot be used"),
     }
 }

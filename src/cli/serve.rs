@@ -85,19 +85,23 @@ fn serve(config: &Config, exit_with_parent: bool) -> Result<(), String> {
             StopRequests::listen(exit_with_parent).map_err(|e| format!("cannot listen to signals: {e}"))?;
         let mut member = tokio::select! {
             member = Member::start(config) => member?,
-            reason = requests.next() => return Err(format!("{reason} before it was started")),
+            request = requests.next() => {
+                tracing::info!("{} before the member belonged to a cluster", request.reason);
+                return Ok(());
+            }
         };
         announce(config, &member);
-        let outcome = tokio::select! {
-            reason = requests.next() => {
-                tracing::info!("{reason}: stopping");
-                Ok(())
+        let (hand_over, outcome) = tokio::select! {
+            request = requests.next() => {
+                tracing::info!("{}: stopping", request.reason);
+                (request.hand_over, Ok(()))
             }
-            why = member.failed() => Err(why),
+            // What has failed can neither lead nor be handed over.
+            why = member.failed() => (false, Err(why)),
         };
         tokio::select! {
-            stopped = member.stop() => stopped.and(outcome),
-            reason = requests.next() => Err(format!("{reason} again: ended without waiting")),
+            stopped = member.stop(hand_over) => outcome.and(stopped),
+            request = requests.next() => Err(format!("{} again: ended without waiting", request.reason)),
         }
     })
 }
@@ -167,6 +171,6 @@ impl Embedded {
 
     /// Drains and stops it.
     pub async fn stop(self) -> Result<(), String> {
-        self.member.stop().await
+        self.member.stop(false).await
     }
 }

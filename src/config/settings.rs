@@ -100,7 +100,7 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "log",
         Shape::Text,
-        Some("info"),
+        Some("info,openraft=error"),
         "What to log: error, warn, info, debug, trace, or a filter such as info,lifeboat=debug",
     ),
     setting("log_format", Shape::Text, Some("text"), "How to log: text or json"),

@@ -351,3 +351,38 @@ fn all_errors_are_listed_at_once() {
     };
     refused(case, &["nmae", "role", "log_format", "name: must be given", "data_dir: must be given"]);
 }
+
+#[test]
+fn the_operations_page_and_the_example_name_every_setting_and_its_default() {
+    let page = include_str!("../../docs/operations.md");
+    let example = include_str!("../../examples/member.toml");
+    for setting in SETTINGS {
+        let row = format!("| `{}` |", setting.name);
+        let row = page.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{row} is missing"));
+        if let Some(default) = setting.default {
+            assert!(row.contains(&format!("| `{default}` |")), "the default of {} is {default}:\n{row}", setting.name);
+        }
+        assert!(example.contains(&format!("{} = ", setting.name)), "{} is missing in the example", setting.name);
+    }
+}
+
+#[test]
+fn the_example_is_valid_and_shows_the_true_defaults() {
+    let example = include_str!("../../examples/member.toml");
+    let dir = tempfile::tempdir().unwrap();
+    let load_text = |text: &str| {
+        let path = dir.path().join("member.toml");
+        std::fs::write(&path, text).unwrap();
+        load(&Sources { file: Some(path), ..Sources::default() }).unwrap().config
+    };
+    let as_it_stands = load_text(example);
+    // The lines that are commented out are settings, and change nothing when they are not.
+    let is_setting = |line: &str| {
+        line.strip_prefix("# ")
+            .is_some_and(|rest| rest.split_once(" = ").is_some_and(|(name, _)| Setting::find(name).is_some()))
+    };
+    let lines = example.lines().map(|line| if is_setting(line) { &line[2..] } else { line });
+    let with_all = load_text(&lines.collect::<Vec<_>>().join("\n"));
+    assert_eq!(as_it_stands, with_all);
+    assert_eq!(with_all.name, "n2");
+}

@@ -97,8 +97,14 @@ impl Node {
     /// Stops cleanly: refuses new writes, hands leadership over, lets what is under way end, closes Raft, seals and
     /// syncs. The listeners are the caller's to close, before or after.
     pub async fn stop(&self) -> Result<(), String> {
+        self.step_down().await;
+        self.close().await
+    }
+
+    /// Stops cleanly without handing leadership over: for when all members stop together and nobody could take it.
+    pub async fn close(&self) -> Result<(), String> {
         let inner = self.0.clone();
-        let stopped = self.0.background.handle.spawn(async move { inner.stop().await });
+        let stopped = self.0.background.handle.spawn(async move { inner.close().await });
         let result = stopped.await.map_err(|e| e.to_string())?;
         drop(self.0.background.stop_runtime.lock().take());
         result
@@ -347,8 +353,7 @@ impl Inner {
         }
     }
 
-    async fn stop(&self) -> Result<(), String> {
-        self.step_down().await;
+    async fn close(&self) -> Result<(), String> {
         self.stopping.store(true, Ordering::Relaxed);
         let shut = self.raft.shutdown().await;
         let sealer = self.background.sealer.lock().take();

@@ -179,6 +179,9 @@ impl Wal {
     /// change: only then is anything it reports final.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, config: WalConfig) -> Result<Wal, WalError> {
         disk.create_dir_all(dir).map_err(WalError::io("make", dir))?;
+        // The names may stem from a process that was killed before it synced them. A spare that is a segment again after
+        // a power cut must not have been written in between.
+        disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
         let recovered = recover(disk.as_ref(), dir, &config)?;
         settle_last_batch(&recovered, dir)?;
         let Recovered { mut view, next_batch, last_header, last_segment_is_empty, mut spares, leftovers, .. } =
@@ -376,14 +379,13 @@ impl Wal {
         }
     }
 
-    /// The largest index up to which the log may be purged so that the segments after it hold at least `bytes`; `None`
-    /// when there is nothing to purge. Segments are given back whole, so this is always the end of one.
+    /// The largest index up to which the log may be purged so that the segments after it hold at least `keep_bytes`;
+    /// `None` when there is nothing to purge. Segments are given back whole, so this is always the end of one.
     pub fn purgeable_index(&self, keep_bytes: u64) -> Option<u64> {
         let inner = self.lock();
-        let mut kept = 0;
         let mut segments = inner.view.segments.iter().rev();
         // The newest segment is being written and is never given back.
-        kept += segments.next()?.end;
+        let mut kept = segments.next()?.end;
         for segment in segments {
             if kept >= keep_bytes {
                 return segment.end_next.checked_sub(1).filter(|index| *index >= inner.view.first());

@@ -75,7 +75,7 @@ impl Cursor {
 
     fn enter_batch(&mut self) -> Result<(), WalError> {
         let bytes = self.bytes(self.offset, BATCH_HEADER_BYTES)?;
-        let header = BatchHeader::parse(&bytes, self.salt.epoch, self.salt.segment);
+        let header = BatchHeader::parse(&bytes, self.salt.epoch, self.salt.segment, self.offset);
         let expected = self.salt.batch + 1;
         let Some(header) = header.filter(|header| header.batch == expected) else {
             return Err(WalError::corrupt(&self.path, self.offset, "the header of a batch is wrong"));

@@ -191,7 +191,8 @@ impl Recovery<'_> {
     ) -> Result<ReplayedBatch, WalError> {
         let limit = end.map_or(content.len(), |end| content.len().min(end as usize));
         let expected = self.next_batch;
-        let header = BatchHeader::parse(content.get(at..limit).unwrap_or_default(), segment.epoch, segment.id);
+        let bytes = content.get(at..limit).unwrap_or_default();
+        let header = BatchHeader::parse(bytes, segment.epoch, segment.id, at as u64);
         let Some(header) = header.filter(|header| header.batch == expected) else {
             check_torn(segment, path, content, at, "the header of a batch is damaged", end)?;
             return Ok(ReplayedBatch { end: at, whole: false });
@@ -306,8 +307,8 @@ fn check_torn(
     let rest = content.get(at..).unwrap_or_default();
     let later = rest.windows(epoch.len()).enumerate().filter(|(_, window)| *window == epoch);
     for (distance, _) in later {
-        if let Some(header) = BatchHeader::parse(&rest[distance..], segment.epoch, segment.id) {
-            let place = at + distance;
+        let place = at + distance;
+        if let Some(header) = BatchHeader::parse(&rest[distance..], segment.epoch, segment.id, place as u64) {
             let what = format!("{what}, and batch {} at byte {place} proves that it was once whole", header.batch);
             return Err(WalError::corrupt(path, at as u64, what));
         }

@@ -119,7 +119,8 @@ impl SegmentHeader {
     }
 }
 
-/// The beginning of a batch. The batch before it was durable when this one was written, and the header says so.
+/// The beginning of a batch. It also carries its own place in the file, and by that says that all bytes of the segment
+/// before this place were durable when the batch was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchHeader {
     /// Counts batches over the whole life of the wal.
@@ -133,9 +134,9 @@ pub(super) struct BatchHeader {
 
 impl BatchHeader {
     /// Writes the header into its place at the front of `out`.
-    pub fn encode_into(&self, epoch: u64, segment: u64, out: &mut [u8]) {
+    pub fn encode_into(&self, epoch: u64, segment: u64, offset: u64, out: &mut [u8]) {
         let committed = self.committed.unwrap_or_default();
-        let fields = [epoch, segment, self.batch, self.batch.wrapping_sub(1), self.records_bytes];
+        let fields = [epoch, segment, offset, self.batch, self.records_bytes];
         let ids = [committed.term, committed.leader, committed.index];
         for (place, field) in out.chunks_exact_mut(8).zip(fields.into_iter().chain(ids)) {
             place.copy_from_slice(&field.to_le_bytes());
@@ -146,15 +147,16 @@ impl BatchHeader {
         out[69..73].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// Reads the header of a batch of this segment at the front of `bytes`; `None` when none stands there.
-    pub fn parse(bytes: &[u8], epoch: u64, segment: u64) -> Option<BatchHeader> {
+    /// Reads the header of a batch of this segment at the front of `bytes`, which stand at `offset` in the file; `None`
+    /// when none stands there.
+    pub fn parse(bytes: &[u8], epoch: u64, segment: u64, offset: u64) -> Option<BatchHeader> {
         let bytes = bytes.get(..BATCH_HEADER_BYTES)?;
         if bytes[..8] != epoch.to_le_bytes() || crc32c::crc32c(&bytes[..69]).to_le_bytes() != bytes[69..] {
             return None;
         }
         let mut reader = Reader::new(Bytes::copy_from_slice(&bytes[8..69]));
         let mut field = || reader.u64("batch header").ok();
-        let (found_segment, batch, durable_batch, records_bytes) = (field()?, field()?, field()?, field()?);
+        let (found_segment, found_offset, batch, records_bytes) = (field()?, field()?, field()?, field()?);
         let committed = LogId { term: field()?, leader: field()?, index: field()? };
         let committed = match reader.u8("batch header").ok()? {
             0 => None,
@@ -162,7 +164,7 @@ impl BatchHeader {
             _ => return None,
         };
         let records = reader.u32("batch header").ok()?;
-        let valid = found_segment == segment && durable_batch == batch.wrapping_sub(1);
+        let valid = found_segment == segment && found_offset == offset;
         valid.then_some(BatchHeader { batch, records, records_bytes, committed })
     }
 }
@@ -223,19 +225,20 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_header_comes_back_only_in_its_own_segment_and_any_flip_is_noticed() {
+    fn a_batch_header_comes_back_only_in_its_own_place_and_any_flip_is_noticed() {
         let committed = Some(LogId { term: 1, leader: 2, index: 3 });
         for committed in [None, committed] {
             let header = BatchHeader { batch: 0, records: 4, records_bytes: 5, committed };
             let mut bytes = [0; BATCH_HEADER_BYTES];
-            header.encode_into(6, 7, &mut bytes);
-            assert_eq!(BatchHeader::parse(&bytes, 6, 7), Some(header));
-            assert_eq!(BatchHeader::parse(&bytes, 6, 8), None);
-            assert_eq!(BatchHeader::parse(&bytes, 5, 7), None);
+            header.encode_into(6, 7, 8, &mut bytes);
+            assert_eq!(BatchHeader::parse(&bytes, 6, 7, 8), Some(header));
+            assert_eq!(BatchHeader::parse(&bytes, 6, 8, 8), None);
+            assert_eq!(BatchHeader::parse(&bytes, 5, 7, 8), None);
+            assert_eq!(BatchHeader::parse(&bytes, 6, 7, 9), None);
             for at in 0..bytes.len() {
                 let mut flipped = bytes;
                 flipped[at] ^= 1;
-                assert_eq!(BatchHeader::parse(&flipped, 6, 7), None, "flip at {at}");
+                assert_eq!(BatchHeader::parse(&flipped, 6, 7, 8), None, "flip at {at}");
             }
         }
     }

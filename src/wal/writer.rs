@@ -269,7 +269,7 @@ impl Writer {
         }
         let records_bytes = (out.len() - BATCH_HEADER_BYTES) as u64;
         let header = BatchHeader { batch: self.next_batch, records, records_bytes, committed };
-        header.encode_into(salt.epoch, salt.segment, out);
+        header.encode_into(salt.epoch, salt.segment, self.current.offset, out);
         after
     }
 

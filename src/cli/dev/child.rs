@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
 use super::plan::PlannedMember;
+use crate::cli::stop::STOP_ALL;
 use crate::config::ENV_PREFIX;
 
 /// The first wait before a dead member is started again: long enough to see that the others carry on without it.
@@ -144,7 +146,10 @@ impl Supervisor {
             status = child.wait() => return Some(status.unwrap_or_else(|_| ExitStatus::from_raw(0))),
             order = self.orders.wait_for(|order| *order != Order::Run) => order.map_or(Order::Kill, |order| *order),
         };
-        drop(stdin);
+        if let Some(mut stdin) = stdin {
+            // A process that has just ended takes nothing; then there is nothing to say.
+            let _ = stdin.write_all(STOP_ALL).await;
+        }
         if order == Order::Stop {
             let killed = self.orders.wait_for(|order| *order == Order::Kill);
             tokio::select! {
@@ -247,7 +252,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(30), &mut running.task).await.unwrap().unwrap();
         assert!(running.events.recv().await.is_none(), "it was not killed");
         let log = running.dir.path().join("n1/log.txt");
-        assert_eq!(log_tail(&log), "    hello\n    bye\n");
+        assert_eq!(log_tail(&log), "    hello\n    all\n    bye\n");
     }
 
     #[tokio::test]

@@ -258,11 +258,11 @@ impl Dev {
         }
         let changes = view::changes(&self.members, &self.seen, &after, !self.screen.is_live());
         self.seen = after;
-        if !self.screen.is_live() && self.seen.iter().all(|seen| seen.status.as_ref().is_some_and(|s| s.ready)) {
-            self.screen.greet(&view::greeting(&self.members, &self.data_dir, embedded));
-        }
         for change in &changes {
             self.screen.say(change);
+        }
+        if !self.screen.is_live() && view::is_complete(&self.seen) {
+            self.screen.greet(&view::greeting(&self.members, &self.data_dir, embedded));
         }
         self.screen.draw(&view::table(&self.members, &self.seen));
     }

@@ -35,6 +35,14 @@ impl Seen {
     }
 }
 
+/// Whether every member is ready and knows all others as what they are: then any of them may be killed.
+pub fn is_complete(seen: &[Seen]) -> bool {
+    let complete = |status: &Status| {
+        status.ready && status.members.len() == seen.len() && status.members.iter().all(|member| !member.joining)
+    };
+    seen.iter().all(|seen| seen.status.as_ref().is_some_and(complete))
+}
+
 /// A command and what it shows.
 pub struct CurlLine {
     /// What it shows.
@@ -85,8 +93,7 @@ pub fn greeting(members: &[PlannedMember], data_dir: &str, embedded: bool) -> Ve
     }
     lines.extend([String::new(), "Worth trying in another terminal:".to_owned(), String::new()]);
     let curl_lines = curl_lines(members);
-    let width = curl_lines.iter().map(|line| line.shows.len()).max().unwrap_or(0);
-    lines.extend(curl_lines.iter().map(|line| format!("  # {:width$}\n  {}", line.shows, line.command)));
+    lines.extend(curl_lines.iter().map(|line| format!("  # {}\n  {}", line.shows, line.command)));
     lines.push(String::new());
     if embedded {
         lines.push(format!("The one member runs in this process. Data: {data_dir}"));
@@ -166,6 +173,7 @@ mod tests {
 
     use super::super::plan::{Shape, members};
     use super::*;
+    use crate::api::Member;
 
     fn cluster(count: u16) -> Vec<PlannedMember> {
         let shape = Shape { members: count, host: IpAddr::from([127, 0, 0, 1]), base_port: 7400 };
@@ -244,6 +252,36 @@ mod tests {
                 "  m1      west  mirror    ready  100  http://127.0.0.1:7430  7         9        0.01 s",
             ]
         );
+    }
+
+    #[test]
+    fn a_cluster_is_complete_when_all_know_all() {
+        let one = |name: &str, joining: bool| Member {
+            id: 1,
+            name: name.to_owned(),
+            site: "east".to_owned(),
+            role: MemberRole::Voter,
+            client_url: String::new(),
+            peer_url: String::new(),
+            leader: false,
+            joining,
+        };
+        let knowing = |members: Vec<Member>| {
+            let mut seen = three_and_a_mirror("n1", 1);
+            for seen in &mut seen {
+                seen.status.as_mut().unwrap().members = members.clone();
+            }
+            seen
+        };
+        let all = |joining| ["n1", "n2", "n3", "m1"].map(|name| one(name, joining && name == "n3")).to_vec();
+        assert!(is_complete(&knowing(all(false))));
+        assert!(!is_complete(&knowing(all(true))));
+        assert!(!is_complete(&knowing(all(false)[..3].to_vec())));
+        let mut unready = knowing(all(false));
+        unready[2].status.as_mut().unwrap().ready = false;
+        assert!(!is_complete(&unready));
+        unready[2].status = None;
+        assert!(!is_complete(&unready));
     }
 
     #[test]

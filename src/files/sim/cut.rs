@@ -33,7 +33,6 @@ impl SimDisk {
         let mut rng = StdRng::seed_from_u64(seed);
         let mood = Mood::draw(&mut rng);
         let state = self.shared.state.lock();
-        let stale = stale_bytes(&state);
         let mut survivors = Survivors::default();
         for (path, dir) in &state.dirs {
             let mut names = dir.durable.clone();
@@ -42,7 +41,7 @@ impl SimDisk {
                     op.apply(&mut names);
                 }
             }
-            let content = |node: NodeId| cut_node(&state.nodes[node], &mood, &stale, &mut rng);
+            let content = |node: NodeId| cut_node(&state.nodes[node], &mood, stale_bytes(&state, node), &mut rng);
             survivors.add_dir(path.clone(), &names, content);
         }
         survivors.into_disk()
@@ -112,10 +111,10 @@ impl Survivors {
     }
 }
 
-/// Bytes that may turn up where a file grew: the content of some file of this disk, which is what lay there before.
-fn stale_bytes(state: &State) -> Vec<u8> {
-    let longest = state.nodes.iter().map(|n| &n.live).max_by_key(|live| live.len());
-    longest.cloned().unwrap_or_default()
+/// Bytes that may turn up where a file grew: what lay there before, which is the content of some other file.
+fn stale_bytes(state: &State, node: NodeId) -> &[u8] {
+    let others = state.nodes.iter().enumerate().filter(|(other, _)| *other != node).map(|(_, other)| &other.live);
+    others.max_by_key(|live| live.len()).map_or(&[], Vec::as_slice)
 }
 
 fn cut_node(node: &Node, mood: &Mood, stale: &[u8], rng: &mut StdRng) -> Vec<u8> {

@@ -1,1 +1,67 @@
-//! Tests of the store.
+//! Tests of the store as a whole.
+//!
+//! - [`model`]: thousands of generated steps against plain maps, with seals, flushes, restarts and damaged indexes.
+//! - [`damage`]: every flipped byte of the history's files.
+//! - [`power`]: a power cut at every operation of seals and installs.
+//! - [`copies`]: snapshots and installs.
+//! - [`scripted`]: single facts, by hand.
+
+mod copies;
+mod damage;
+mod generate;
+mod model;
+mod oracle;
+mod power;
+mod scripted;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{Store, StoreConfig, StoreError};
+use crate::files::Disk;
+use crate::index::{IndexKind, MemoryIndex};
+
+/// Where the history lies in a test.
+const DIR: &str = "/member/history";
+
+/// Everything is small, so that a short test seals often and every cache overflows.
+fn small() -> StoreConfig {
+    StoreConfig { tail_bytes: 6 << 10, overlay_bytes: 24 << 10, value_cache_bytes: 16 << 10, table_cache_bytes: 600 }
+}
+
+/// A random source that says its seed when the test fails. The environment may set the seed.
+struct Seeded {
+    seed: u64,
+    rng: StdRng,
+}
+
+impl Seeded {
+    fn new() -> Seeded {
+        let set = std::env::var("LIFEBOAT_TEST_SEED").ok();
+        let seed = set.map_or_else(rand::random, |text| text.parse().expect("LIFEBOAT_TEST_SEED is a number"));
+        Seeded { seed, rng: StdRng::seed_from_u64(seed) }
+    }
+}
+
+impl Drop for Seeded {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("repeat with LIFEBOAT_TEST_SEED={}", self.seed);
+        }
+    }
+}
+
+fn open(disk: &(impl Disk + Clone), index: &Arc<MemoryIndex>) -> Result<Store, StoreError> {
+    open_with(disk, IndexKind::Memory(index.clone()))
+}
+
+fn open_with(disk: &(impl Disk + Clone), index: IndexKind) -> Result<Store, StoreError> {
+    Store::open(Arc::new(disk.clone()), Path::new(DIR), index, small())
+}
+
+fn chance(rng: &mut StdRng, percent: u32) -> bool {
+    rng.random_range(0..100) < percent
+}

@@ -83,15 +83,16 @@ fn done_is_called_in_the_order_of_the_calls() {
     let (sender, receiver) = channel();
     for index in 0..100 {
         let sender = sender.clone();
-        wal.append(entries(1, index..index + 1), Box::new(move |r| r.and(Ok(sender.send(index).unwrap())).unwrap()));
+        wal.append(entries(1, index..index + 1), Box::new(move |result| sender.send(result.map(|()| index)).unwrap()));
     }
     drop(sender);
-    assert_eq!(receiver.iter().collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    assert_eq!(receiver.iter().map(Result::unwrap).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
 }
 
 fn assert_stopped(wal: &Wal) {
     assert!(wal.failure().is_some());
-    assert!(append(wal, entries(1, wal.lock().view.next()..10)).is_err());
+    let next = wal.lock().view.next();
+    assert!(append(wal, entries(1, next..next + 1)).is_err());
     assert!(save_vote(wal, vote(9)).is_err() && truncate(wal, None).is_err());
     assert!(wal.entries(0, 1, 1).is_err() && wal.log_id_at(0).is_err() && wal.close().is_err());
 }
@@ -396,4 +397,28 @@ fn a_writer_that_waits_for_room_goes_on_when_there_is_some() {
         let finished: Vec<u64> = receiver.iter().take(8).map(Result::unwrap).collect();
         assert_eq!(finished, (1..9).collect::<Vec<_>>());
     });
+}
+
+#[test]
+fn it_works_on_real_files_too() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("a/wal");
+    let mut config = config();
+    (config.memory_bytes, config.segment_bytes) = (1000, 64 << 10);
+    let open = || Wal::open(Arc::new(crate::files::RealDisk), &dir, config.clone()).unwrap();
+    let mut next = 0;
+    for round in 1..4 {
+        let wal = open();
+        for _ in 0..40 {
+            append(&wal, (next..next + 10).map(|index| entry(round, index, 200)).collect()).unwrap();
+            next += 10;
+        }
+        wal.purge(wal.log_id_at(next - 300).unwrap().unwrap());
+        save_vote(&wal, vote(round)).unwrap();
+        wal.close().unwrap();
+    }
+    let wal = open();
+    assert_eq!((wal.first_index(), wal.durable_index()), (next - 299, Some(next - 1)));
+    assert_eq!(wal.state().vote, Some(vote(3)));
+    assert_eq!(all(&wal), (next - 299..next).map(|index| entry(3, index, 200)).collect::<Vec<_>>());
 }

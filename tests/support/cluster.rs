@@ -1,0 +1,472 @@
+//! A cluster of real member processes that a test starts, hurts and heals.
+//!
+//! Members are child processes of the test, each with its own address (see [`super::address`]), directory and log
+//! file. Everything lies in one temporary directory, which is kept, and its path printed, when the test fails. All
+//! children are killed when the cluster is dropped, and waited for, so that none is left over. Should the test itself
+//! be killed, the members see the end of their standard input and stop (`--exit-with-parent`).
+//!
+//! Nothing here waits for a time to pass: every wait is for a condition, with a deadline (see [`super::wait_for`]).
+
+use std::fs::{self, File, OpenOptions};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::address::{Addresses, Permit};
+use super::http::{self, Answer, Connection, Request};
+use super::{wait_for, wait_within};
+
+/// How long a question about the state of a member may take; a paused member does not answer at all.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a member may take to stop after SIGTERM.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a cluster is made of.
+pub struct Plan {
+    voters: usize,
+    mirrors: usize,
+    flags: Vec<String>,
+}
+
+impl Plan {
+    /// So many voters in site `east` and mirrors in site `west`.
+    pub fn new(voters: usize, mirrors: usize) -> Plan {
+        Plan { voters, mirrors, flags: Vec::new() }
+    }
+
+    /// With a flag more for `lifeboat serve` on every member.
+    pub fn flag(mut self, name: &str, value: &str) -> Plan {
+        self.flags.extend([name.to_string(), value.to_string()]);
+        self
+    }
+
+    /// Starts the members and waits until all have joined and are ready.
+    pub fn start(self) -> Cluster {
+        let mut cluster = self.prepare();
+        cluster.start_member(0);
+        cluster.wait_ready(0);
+        for member in 1..cluster.len() {
+            cluster.start_member(member);
+        }
+        cluster.wait_joined();
+        cluster
+    }
+
+    /// Makes the directory and takes the addresses, and starts nothing yet.
+    pub fn prepare(self) -> Cluster {
+        let permit = Permit::acquire(self.voters + self.mirrors);
+        let directory = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().expect("a temporary directory");
+        let mut cluster = Cluster {
+            directory: Some(directory),
+            addresses: Addresses::reserve(),
+            members: Vec::new(),
+            flags: self.flags,
+            _permit: permit,
+        };
+        for _ in 0..self.voters {
+            cluster.add_member("voter", "east");
+        }
+        for _ in 0..self.mirrors {
+            cluster.add_member("mirror", "west");
+        }
+        cluster
+    }
+}
+
+/// One member, running or not.
+pub struct Member {
+    /// Its name: `n1`, `n2` and so on, in the order they were added.
+    pub name: String,
+    /// `voter` or `mirror`.
+    pub role: &'static str,
+    /// Where it listens for clients.
+    pub client: SocketAddr,
+    /// Where it listens for its peers.
+    pub peer: SocketAddr,
+    /// Where its data lie.
+    pub data: PathBuf,
+    /// What `lifeboat serve` is called with.
+    pub arguments: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+    paused: bool,
+}
+
+/// A cluster of processes.
+pub struct Cluster {
+    // Some until the drop decides whether to keep it.
+    directory: Option<TempDir>,
+    addresses: Addresses,
+    members: Vec<Member>,
+    flags: Vec<String>,
+    _permit: Permit,
+}
+
+impl Cluster {
+    /// How many members there are, running or not.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// A member by its number, from 0.
+    pub fn member(&self, member: usize) -> &Member {
+        &self.members[member]
+    }
+
+    /// A member whose arguments the test wants to change before the next start.
+    pub fn member_mut(&mut self, member: usize) -> &mut Member {
+        &mut self.members[member]
+    }
+
+    /// Where a member listens for clients.
+    pub fn client(&self, member: usize) -> SocketAddr {
+        self.members[member].client
+    }
+
+    /// Where all members listen for clients.
+    pub fn clients(&self) -> Vec<SocketAddr> {
+        self.members.iter().map(|member| member.client).collect()
+    }
+
+    /// The numbers of the members that run and are not paused.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.len()).filter(|&i| self.members[i].child.is_some() && !self.members[i].paused).collect()
+    }
+
+    /// The directory of the whole cluster.
+    pub fn path(&self) -> &Path {
+        self.directory.as_ref().expect("the directory is there until the drop").path()
+    }
+
+    /// Prepares one member more, which is not started. The very first bootstraps the cluster, the others join it.
+    pub fn add_member(&mut self, role: &'static str, site: &str) -> usize {
+        let number = self.members.len();
+        let name = format!("n{}", number + 1);
+        let (client, peer) = (self.addresses.client(number), self.addresses.peer(number));
+        let data = self.path().join(&name);
+        let mut arguments: Vec<String> = ["serve", "--name", &name, "--site", site, "--role", role]
+            .iter()
+            .map(|argument| argument.to_string())
+            .chain(["--data-dir".into(), data.display().to_string()])
+            .chain(["--client-listen".into(), client.to_string(), "--peer-listen".into(), peer.to_string()])
+            .collect();
+        if number == 0 {
+            arguments.push("--bootstrap".into());
+        } else {
+            arguments.extend(["--join".into(), format!("http://{}", self.members[0].peer)]);
+        }
+        arguments.extend(self.flags.iter().cloned());
+        let log = self.path().join(format!("{name}.log"));
+        self.members.push(Member { name, role, client, peer, data, arguments, log, child: None, paused: false });
+        number
+    }
+
+    /// Starts a member that does not run. Does not wait for anything.
+    pub fn start_member(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        assert!(member.child.is_none(), "{} runs already", member.name);
+        let log = OpenOptions::new().create(true).append(true).open(&member.log).expect("a log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        // What is set for the test is not meant for the member.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LIFEBOAT_")) {
+            command.env_remove(name);
+        }
+        let child = command
+            .args(&member.arguments)
+            .arg("--exit-with-parent")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().expect("a second handle of the log file"))
+            .stderr(log)
+            .spawn()
+            .expect("the binary under test starts");
+        member.child = Some(child);
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        member.paused = false;
+        let mut child = member.child.take().expect("the member runs");
+        child.kill().expect("SIGKILL reaches a child that was not waited for");
+        child.wait().expect("a killed child ends");
+    }
+
+    /// SIGTERM: the member drains. Does not wait; see [`Cluster::wait_exit`].
+    pub fn ask_to_stop(&mut self, member: usize) {
+        self.signal(member, "TERM");
+    }
+
+    /// SIGTERM, and waits until the process has ended.
+    pub fn stop(&mut self, member: usize) -> ExitStatus {
+        self.ask_to_stop(member);
+        self.wait_exit(member)
+    }
+
+    /// Waits until a process has ended by itself.
+    pub fn wait_exit(&mut self, member: usize) -> ExitStatus {
+        let name = self.members[member].name.clone();
+        let child = &mut self.members[member].child;
+        let status = wait_within(STOP_PATIENCE, &format!("{name} to end"), || {
+            let child = child.as_mut().expect("the member runs");
+            child.try_wait().expect("a child can be asked").ok_or_else(|| "it still runs".into())
+        });
+        self.members[member].child = None;
+        status
+    }
+
+    /// SIGSTOP: the process stands still, with its connections open.
+    pub fn pause(&mut self, member: usize) {
+        self.signal(member, "STOP");
+        self.members[member].paused = true;
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self, member: usize) {
+        self.signal(member, "CONT");
+        self.members[member].paused = false;
+    }
+
+    /// Sends a signal through the shell, whose `kill` is there on every machine. The process cannot be another with the
+    /// same number: a child that was not waited for keeps its number.
+    fn signal(&self, member: usize, signal: &str) {
+        let child = self.members[member].child.as_ref().expect("the member runs");
+        let script = format!("kill -{signal} {}", child.id());
+        let status = Command::new("sh").args(["-c", &script]).status().expect("a shell");
+        assert!(status.success(), "{script}: {status}");
+    }
+
+    /// A member's own view, or why it could not be had.
+    pub fn status(&self, member: usize) -> Result<Value, String> {
+        let answer = self.ask(member, "/v1/status")?;
+        if answer.status != 200 {
+            return Err(format!("{} answers its status with {}", self.members[member].name, answer.status));
+        }
+        Ok(answer.json())
+    }
+
+    fn ask(&self, member: usize, target: &str) -> Result<Answer, String> {
+        let Member { name, client, .. } = &self.members[member];
+        let mut connection =
+            Connection::open_within(*client, QUESTION_TIMEOUT).map_err(|error| format!("{name}: {error}"))?;
+        Request::new("GET", target).try_send_on(&mut connection).map_err(|failure| format!("{name}: {failure}"))
+    }
+
+    fn healthy(&self, member: usize, target: &str) -> Result<(), String> {
+        let answer = self.ask(member, target)?;
+        match answer.status {
+            200 => Ok(()),
+            _ => Err(format!("{} on {target}: {}", self.members[member].name, String::from_utf8_lossy(&answer.body))),
+        }
+    }
+
+    /// Waits until a member can serve reads and writes.
+    pub fn wait_ready(&mut self, member: usize) {
+        let name = self.members[member].name.clone();
+        wait_for(&format!("{name} to be ready"), || {
+            self.fail_if_dead(member);
+            self.healthy(member, "/health/ready")
+        });
+    }
+
+    /// Waits until all members that run are ready.
+    pub fn wait_all_ready(&mut self) {
+        for member in self.running() {
+            self.wait_ready(member);
+        }
+    }
+
+    /// Waits until every member of this cluster that runs is a full member in the eyes of all that run, and ready.
+    pub fn wait_joined(&mut self) {
+        self.wait_all_ready();
+        let running = self.running();
+        wait_for("all members to have joined", || {
+            for &viewer in &running {
+                let status = self.status(viewer)?;
+                for &other in &running {
+                    let Member { name, role, .. } = &self.members[other];
+                    let members = status["members"].as_array().ok_or("a status without members")?;
+                    let entry = members.iter().find(|entry| entry["name"] == **name);
+                    let entry = entry.ok_or_else(|| format!("{} does not know {name}", self.members[viewer].name))?;
+                    if entry["role"] != *role || entry["joining"] == true {
+                        return Err(format!("{name} has not joined: {entry}"));
+                    }
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// A child that ended although nobody stopped it will never become ready: say so at once.
+    fn fail_if_dead(&mut self, member: usize) {
+        let Member { name, child, log, .. } = &mut self.members[member];
+        let child = child.as_mut().unwrap_or_else(|| panic!("{name} was not started"));
+        if let Some(status) = child.try_wait().expect("a child can be asked") {
+            panic!("{name} ended by itself with {status}:\n{}", tail(log));
+        }
+    }
+
+    /// The member that leads now with a quorum behind it, if there is exactly one among those that run.
+    pub fn leader_now(&self) -> Result<usize, String> {
+        let mut reasons = Vec::new();
+        let mut leaders = Vec::new();
+        for member in self.running() {
+            match self.healthy(member, "/health/leader") {
+                Ok(()) => leaders.push(member),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        match leaders[..] {
+            [leader] => Ok(leader),
+            [] => Err(reasons.join("; ")),
+            _ => Err(format!("{leaders:?} all say that they lead")),
+        }
+    }
+
+    /// Waits until one of the members that run leads.
+    pub fn wait_leader(&self) -> usize {
+        wait_for("a leader", || self.leader_now())
+    }
+
+    /// Waits until a leader is known that is not `old`.
+    pub fn wait_other_leader(&self, old: usize) -> usize {
+        wait_for("another leader", || match self.leader_now()? {
+            leader if leader == old => Err(format!("{} still leads", self.members[old].name)),
+            leader => Ok(leader),
+        })
+    }
+
+    /// A running voter that does not lead.
+    pub fn follower(&self) -> usize {
+        let leader = self.wait_leader();
+        let found = self.running().into_iter().find(|&i| i != leader && self.members[i].role == "voter");
+        found.expect("a voter besides the leader")
+    }
+
+    /// Waits until all members that run have applied the same, and gives the revision.
+    pub fn wait_converged(&self) -> u64 {
+        wait_for("all members to have applied the same", || {
+            let mut positions = Vec::new();
+            for member in self.running() {
+                let status = self.status(member)?;
+                let number = |field: &str| status[field].as_u64().ok_or(format!("no {field} in {status}"));
+                positions.push((number("revision")?, number("applied_index")?));
+            }
+            match positions.iter().all(|position| position == &positions[0]) {
+                true => Ok(positions[0].0),
+                false => Err(format!("revisions and applied indexes are {positions:?}")),
+            }
+        })
+    }
+
+    /// Everything a member holds at a revision, read from that member alone, as lines of JSON in the order of keys.
+    #[track_caller]
+    pub fn content(&self, member: usize, revision: u64) -> Vec<String> {
+        let target = format!("/v1/keys?consistency=stale&rev={revision}");
+        let answer = Request::new("GET", &target).header("Accept", "application/x-ndjson").send(self.client(member));
+        let answer = answer.expect(200);
+        let mut lines: Vec<String> = answer.text().lines().map(str::to_string).collect();
+        let last = lines.pop().expect("a stream ends with a line that says so");
+        let end: Value = serde_json::from_str(&last).unwrap_or_else(|error| panic!("{last}: {error}"));
+        assert_eq!(end["end"], true, "the stream was cut: {last}");
+        assert_eq!(end["revision"], revision, "{last}");
+        assert_eq!(end["more"], false, "{last}");
+        assert_eq!(end["count"], lines.len(), "{last}");
+        lines
+    }
+
+    /// Waits until all members that run agree, and fails unless they hold the same. Gives the common content.
+    pub fn assert_same_content(&self) -> Vec<String> {
+        let revision = self.wait_converged();
+        let running = self.running();
+        let first = self.content(running[0], revision);
+        for &member in &running[1..] {
+            let content = self.content(member, revision);
+            let differ = first.iter().zip(&content).find(|(a, b)| a != b);
+            assert!(
+                first == content,
+                "{} holds {} keys and {} holds {} at revision {revision}; first difference: {differ:?}",
+                self.members[running[0]].name,
+                first.len(),
+                self.members[member].name,
+                content.len()
+            );
+        }
+        first
+    }
+
+    /// Puts a value through any member, trying again as long as the answer says that this is safe.
+    pub fn put_until_done(&self, member: usize, key: &str, value: &str) -> u64 {
+        wait_for(&format!("a put of {key}"), || {
+            let request = Request::new("PUT", &format!("/v1/kv/{key}")).body(value);
+            let answer = request.try_send(self.client(member)).map_err(|failure| failure.to_string())?;
+            match answer.status {
+                200 | 201 => Ok(answer.json()["revision"].as_u64().expect("a revision")),
+                503 | 504 => Err(answer.to_string()),
+                _ => panic!("{answer}"),
+            }
+        })
+    }
+
+    /// The value of a key by a linearizable read at one member.
+    pub fn get(&self, member: usize, key: &str) -> Option<String> {
+        wait_for(&format!("a get of {key}"), || {
+            let answer = http::Request::new("GET", &format!("/v1/kv/{key}"));
+            let answer = answer.try_send(self.client(member)).map_err(|failure| failure.to_string())?;
+            match answer.status {
+                200 => Ok(Some(answer.text().to_string())),
+                404 => Ok(None),
+                503 => Err(answer.to_string()),
+                _ => panic!("{answer}"),
+            }
+        })
+    }
+}
+
+impl Member {
+    /// What the member has written to its log file since its first start.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its process id, when it runs.
+    pub fn process_id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            if let Some(child) = &mut member.child {
+                // A child that has ended in the meantime cannot be killed, and need not be.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        if std::thread::panicking()
+            && let Some(directory) = self.directory.take()
+        {
+            let kept = directory.keep();
+            eprintln!("the data and logs of the members are kept in {}", kept.display());
+            for member in &self.members {
+                eprintln!("--- the end of the log of {}\n{}", member.name, tail(&member.log));
+            }
+        }
+    }
+}
+
+/// The last lines of a file.
+fn tail(path: &Path) -> String {
+    const LINES: usize = 15;
+    match File::open(path).and_then(std::io::read_to_string) {
+        Ok(text) => {
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(LINES)..].join("\n")
+        }
+        Err(error) => format!("({error})"),
+    }
+}
