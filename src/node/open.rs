@@ -263,6 +263,7 @@ async fn open(
         proposals,
         reads,
         membership_change: tokio::sync::Mutex::new(()),
+        founded: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         failure,
         background: Background {
