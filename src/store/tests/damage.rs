@@ -141,7 +141,7 @@ fn a_forged_frame_breaks_the_chain() {
     let mut seeded = Seeded::new();
     let sample = Sample::new(&mut seeded);
     let segments = sample.files();
-    let newest = segments.iter().filter(|file| file.extension().is_some_and(|e| e == "seg")).next_back().unwrap();
+    let newest = segments.iter().rfind(|file| file.extension().is_some_and(|e| e == "seg")).unwrap();
     let content = sample.disk.content(newest).unwrap();
     let mut at = 64;
     let mut forged_frames = 0;
