@@ -3,13 +3,14 @@
 #
 #   examples/three_members.sh [DIRECTORY]        the data stays there; a new temporary directory by default
 #
-# LIFEBOAT names the program; BASE_PORT the first port (two for each member).
+# LIFEBOAT names the program, HOST the loopback address, BASE_PORT the first port (two for each member).
 set -euo pipefail
 
 lifeboat=${LIFEBOAT:-target/debug/lifeboat}
+host=${HOST:-127.0.0.1}
 base_port=${BASE_PORT:-7500}
 dir=${1:-$(mktemp -d)}
-founder_peer=http://127.0.0.1:$((base_port + 1))
+founder_peer=http://$host:$((base_port + 1))
 
 member() {
     local number=$1 clients=$((base_port + 10 * ($1 - 1)))
@@ -19,7 +20,7 @@ member() {
     fi
     mkdir -p "$dir"
     "$lifeboat" serve --name "n$number" --data-dir "$dir/n$number" \
-        --client-listen "127.0.0.1:$clients" --peer-listen "127.0.0.1:$((clients + 1))" \
+        --client-listen "$host:$clients" --peer-listen "$host:$((clients + 1))" \
         "${how[@]}" 2>>"$dir/n$number.log" &
 }
 
@@ -30,11 +31,11 @@ done
 echo "data and logs in $dir"
 
 for number in 1 2 3; do
-    until curl --silent --fail --output /dev/null "http://127.0.0.1:$((base_port + 10 * (number - 1)))/health/ready"; do
+    until curl --silent --fail --output /dev/null "http://$host:$((base_port + 10 * (number - 1)))/health/ready"; do
         # A member that ended will not become ready.
         [[ $(jobs -pr | wc -l) == 3 ]] || { tail -n 5 "$dir"/*.log >&2; exit 1; }
         sleep 0.2
     done
 done
-echo "ready: http://127.0.0.1:$base_port/v1/status"
+echo "ready: http://$host:$base_port/v1/status"
 wait

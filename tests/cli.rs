@@ -66,9 +66,12 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Running {
-        // The log is dropped, unless a test redirects it: a pipe that nobody reads would fill up.
-        let mut child =
-            lifeboat(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        Running::spawn(lifeboat(arguments))
+    }
+
+    fn spawn(mut command: Command) -> Running {
+        // The log is dropped: a pipe that nobody reads would fill up.
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -236,6 +239,20 @@ fn a_member_serves_drains_and_goes_on_with_its_data() {
     let mut again = Running::start(&with(&arguments, &[]));
     again.wait_line("serves clients at");
     eventually("the value is back", || ask(host.ip, 7400, "GET", "/v1/kv/a", "") == Some((200, "1".to_owned())));
+    // The metrics that the operations page names are there.
+    let page = include_str!("../docs/operations.md");
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let names: Vec<&str> = page.split(|c| !is_name(c)).filter(|word| word.starts_with("lifeboat_")).collect();
+    assert!(names.len() > 20, "{names:?}");
+    // What is not known yet is not shown: the lag for a moment, and before the first stop what is sealed.
+    eventually("every documented metric is shown", || {
+        let (_, metrics) = ask(host.ip, 7400, "GET", "/metrics", "").unwrap();
+        let shown = |name: &str| metrics.lines().any(|line| line.starts_with(name));
+        let missing: Vec<_> = names.iter().filter(|name| !shown(name)).collect();
+        assert!(missing.iter().all(|name| **name == "lifeboat_lag_seconds"), "{missing:?} not shown in\n{metrics}");
+        missing.is_empty()
+    });
+
     again.signal("INT");
     assert_eq!(again.wait_exit().code(), Some(0));
 }
@@ -328,4 +345,23 @@ fn a_single_member_runs_inside_dev() {
     let other = run(&dev(&ip, data.to_str().unwrap(), &["--members", "3"]));
     assert_eq!(other.status.code(), Some(2));
     assert!(text(&other.stderr).contains("made with --members 1"), "{}", text(&other.stderr));
+}
+
+#[test]
+fn the_examples_work() {
+    assert!(curl_is_there(), "this test runs shell scripts that need curl");
+    let (host, dir) = (Host::reserve(), tempfile::tempdir().unwrap());
+    let example = |name: &str| format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new("bash");
+    command.arg(example("three_members.sh")).arg(dir.path().join("data"));
+    command.env("LIFEBOAT", env!("CARGO_BIN_EXE_lifeboat")).env("HOST", host.ip.to_string()).env("BASE_PORT", "7400");
+    let mut members = Running::spawn(command);
+    members.wait_line("ready: ");
+    let tour = Command::new("bash").arg(example("curl_tour.sh")).arg(format!("http://{}:7410", host.ip)).output();
+    let tour = tour.unwrap();
+    assert!(tour.status.success(), "{}\n{}", text(&tour.stdout), text(&tour.stderr));
+    assert!(text(&tour.stdout).ends_with("# all as expected\n"));
+    members.signal("TERM");
+    members.wait_exit();
+    assert!(ask(host.ip, 7400, "GET", "/health/live", "").is_none(), "a member outlived the script");
 }
