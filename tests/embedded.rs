@@ -153,3 +153,14 @@ async fn any_member_takes_writes_and_linearizable_reads() {
         member.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_member_that_lost_its_log_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    start("n1", MemberRole::Voter, dir.path(), None, None).await.stop().await;
+    std::fs::remove_dir_all(dir.path().join("n1/wal")).unwrap();
+    let config = Config { bootstrap: true, ..Config::new("n1", dir.path().join("n1")) };
+    let addresses = Addresses { client_url: "http://c".into(), peer_url: "http://p".into() };
+    let refused = Node::start(&config, addresses, Arc::new(Metrics::new())).await.map(|_| ());
+    assert!(matches!(refused, Err(lifeboat::node::StartError::LogLost { .. })), "{refused:?}");
+}

@@ -137,19 +137,27 @@ impl Frame {
         Some(if valid { Ok(whole) } else { Err(DecodeError { what: "frame length" }) })
     }
 
-    /// Reads the frame at the front of `bytes`, which may go on behind it. The frame shares their memory.
-    pub fn parse(bytes: &Bytes) -> Result<Frame, DecodeError> {
+    /// Checks the frame at the front of `bytes`, which may go on behind it: its checksum and its fixed fields. Returns
+    /// them and how long it is.
+    pub fn check(bytes: &[u8]) -> Result<(FrameHead, usize), DecodeError> {
         let whole = Frame::peek_len(bytes).ok_or(DecodeError { what: "frame: cut short" })??;
-        if bytes.len() < whole {
-            return Err(DecodeError { what: "frame: cut short" });
-        }
-        let bytes = bytes.slice(..whole);
-        let mut reader = Reader::new(bytes.slice(4..));
-        if reader.u32("frame checksum")? != checksum(&bytes) {
+        let bytes = bytes.get(..whole).ok_or(DecodeError { what: "frame: cut short" })?;
+        if bytes[4..PREFIX_BYTES] != checksum(bytes).to_le_bytes() {
             return Err(DecodeError { what: "frame: checksum does not match" });
         }
-        let head = FrameHead::decode(&mut reader)?;
-        Ok(Frame { bytes, head })
+        let fixed = bytes[PREFIX_BYTES..].first_chunk().expect("a frame is never shorter than its fixed fields");
+        Ok((FrameHead::decode(fixed)?, whole))
+    }
+
+    /// Reads the frame at the front of `bytes`, which may go on behind it. The frame shares their memory.
+    pub fn parse(bytes: &Bytes) -> Result<Frame, DecodeError> {
+        let (head, whole) = Frame::check(bytes)?;
+        Ok(Frame { bytes: bytes.slice(..whole), head })
+    }
+
+    /// The frame of bytes that [`Frame::check`] accepted.
+    pub(super) fn checked(bytes: Bytes, head: FrameHead) -> Frame {
+        Frame { bytes, head }
     }
 
     /// The whole frame, as it lies in a file.
@@ -250,25 +258,28 @@ fn read_op(reader: &mut Reader) -> Result<FrameOp, DecodeError> {
 }
 
 impl FrameHead {
-    fn decode(reader: &mut Reader) -> Result<FrameHead, DecodeError> {
-        if reader.u8("frame version")? != VERSION {
+    fn decode(bytes: &[u8; FIXED_BYTES]) -> Result<FrameHead, DecodeError> {
+        let [version, kind, flags, outcome, ..] = *bytes;
+        if version != VERSION {
             return Err(DecodeError { what: "frame: unknown version" });
         }
-        let kind = EntryKind::from_byte(reader.u8("kind")?).ok_or(DecodeError { what: "frame: unknown kind" })?;
-        let flags = reader.u8("flags")?;
+        let kind = EntryKind::from_byte(kind).ok_or(DecodeError { what: "frame: unknown kind" })?;
         if flags & !FLAG_REVISION != 0 {
             return Err(DecodeError { what: "frame: unknown flags" });
         }
-        let outcome = match reader.u8("outcome")? {
+        let outcome = match outcome {
             0 => FrameOutcome::None,
             1 => FrameOutcome::Written,
             2 => FrameOutcome::Refused,
             _ => return Err(DecodeError { what: "frame: unknown outcome" }),
         };
-        let log_id = LogId { term: reader.u64("term")?, leader: reader.u64("leader")?, index: reader.u64("index")? };
-        let clock_ms = reader.u64("clock")?;
-        let revision = reader.u64("revision")?;
-        Ok(FrameHead { kind, outcome, makes_revision: flags & FLAG_REVISION != 0, log_id, clock_ms, revision })
+        let field = |n: usize| {
+            let at = &bytes[4 + 8 * n..];
+            u64::from_le_bytes(*at.first_chunk().expect("five fields of eight bytes follow the first four bytes"))
+        };
+        let log_id = LogId { term: field(0), leader: field(1), index: field(2) };
+        let makes_revision = flags & FLAG_REVISION != 0;
+        Ok(FrameHead { kind, outcome, makes_revision, log_id, clock_ms: field(3), revision: field(4) })
     }
 
     fn write(&self, out: &mut [u8]) {

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::cache::ByteCache;
-use super::frame::{Frame, MIN_FRAME_BYTES};
+use super::frame::{Frame, FrameHead, MIN_FRAME_BYTES};
 use super::{ChainHash, HistoryError, Point};
 use crate::files::{Disk, DiskFile};
 use crate::model::Revision;
@@ -303,7 +303,7 @@ impl Segment {
         let table = self.table(cache)?;
         let block = table.0.partition_point(|entry| entry.revision_before < revision);
         let Some(block) = block.checked_sub(1) else { return Ok(None) };
-        let frame = self.find_in_block(&table, block, |frame| frame.head().revision >= revision)?;
+        let frame = self.find_in_block(&table, block, |head| head.revision >= revision)?;
         Ok(frame.filter(|frame| frame.head().revision == revision && frame.head().makes_revision))
     }
 
@@ -312,7 +312,7 @@ impl Segment {
         let table = self.table(cache)?;
         let block = table.0.partition_point(|entry| entry.position <= position);
         let Some(block) = block.checked_sub(1) else { return Ok(None) };
-        let frame = self.find_in_block(&table, block, |frame| frame.position() >= position)?;
+        let frame = self.find_in_block(&table, block, |head| head.log_id.index >= position)?;
         Ok(frame.filter(|frame| frame.position() == position))
     }
 
@@ -320,31 +320,37 @@ impl Segment {
         &self,
         table: &OffsetTable,
         block: usize,
-        wanted: impl Fn(&Frame) -> bool,
+        wanted: impl Fn(&FrameHead) -> bool,
     ) -> Result<Option<Frame>, HistoryError> {
         let entry = table.0[block];
         let end = table.0.get(block + 1).map_or(self.frames_end, |next| next.offset);
         let bytes = self.read(entry.offset, (end - entry.offset) as usize)?;
         let (mut at, mut position) = (0, entry.position);
         while at < bytes.len() {
-            let frame = self.parse(&bytes.slice(at..), entry.offset + at as u64, position)?;
-            if wanted(&frame) {
-                return Ok(Some(frame));
+            let (head, len) = self.check(&bytes[at..], entry.offset + at as u64, position)?;
+            if wanted(&head) {
+                return Ok(Some(Frame::checked(bytes.slice(at..at + len), head)));
             }
-            at += frame.bytes().len();
+            at += len;
             position += 1;
         }
         Ok(None)
     }
 
-    /// Reads the frame at an offset, which must have this position.
-    fn parse(&self, bytes: &Bytes, offset: u64, position: u64) -> Result<Frame, HistoryError> {
-        let frame = Frame::parse(bytes).map_err(|e| self.corrupt(offset, e.to_string()))?;
-        if frame.position() != position {
-            let what = format!("the frame of position {} lies where {position} should", frame.position());
+    /// Checks the frame at an offset, which must have this position.
+    fn check(&self, bytes: &[u8], offset: u64, position: u64) -> Result<(FrameHead, usize), HistoryError> {
+        let (head, len) = Frame::check(bytes).map_err(|e| self.corrupt(offset, e.to_string()))?;
+        if head.log_id.index != position {
+            let what = format!("the frame of position {} lies where {position} should", head.log_id.index);
             return Err(self.corrupt(offset, what));
         }
-        Ok(frame)
+        Ok((head, len))
+    }
+
+    /// Reads the frame at an offset, which must have this position.
+    fn parse(&self, bytes: &Bytes, offset: u64, position: u64) -> Result<Frame, HistoryError> {
+        let (head, len) = self.check(bytes, offset, position)?;
+        Ok(Frame::checked(bytes.slice(..len), head))
     }
 
     /// All frames from a position on, read sequentially; positions before this segment mean its first frame.

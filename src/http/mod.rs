@@ -59,6 +59,8 @@ use crate::node::{Node, NodeError, Principal, RequestContext};
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire;
 
 /// A reply, before it is sent.
 type Reply = Response<EdgeBody>;
@@ -79,7 +81,7 @@ pub struct EdgeOptions {
 impl Default for EdgeOptions {
     fn default() -> Self {
         EdgeOptions {
-            server: ServerOptions::default(),
+            server: ServerOptions { pipelining: true, ..ServerOptions::default() },
             body_timeout: Duration::from_secs(10),
             max_range_reads: 16,
             max_range_waiters: 1024,

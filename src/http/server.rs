@@ -60,6 +60,9 @@ pub struct ServerOptions {
     pub idle_timeout: Duration,
     /// How long requests may go on when the member stops.
     pub drain_timeout: Duration,
+    /// Sends replies to pipelined requests together. Not where connections are upgraded: hyper would keep back the
+    /// reply to an upgrade whose client has already sent more, and then lose it.
+    pub pipelining: bool,
 }
 
 impl Default for ServerOptions {
@@ -69,6 +72,7 @@ impl Default for ServerOptions {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(10),
+            pipelining: false,
         }
     }
 }
@@ -187,8 +191,9 @@ where
         }
     });
     let http = http1::Builder::new()
-        .pipeline_flush(true)
+        .pipeline_flush(options.pipelining)
         .max_buf_size(MAX_HEAD_BYTES)
+        .max_header_size(MAX_HEAD_BYTES)
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(Meter::new(stream, activity.clone())), service)
         .with_upgrades();

@@ -1,4 +1,4 @@
-//! The in-memory twin of the sled index, for tests: it can be lost, emptied, copied and cut at will.
+//! The in-memory twin of the sled index, for tests: it can be lost, copied, damaged and made to fail at will.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -17,22 +17,35 @@ pub struct MemoryIndex {
 impl MemoryIndex {
     /// An independent copy of everything, as of now.
     pub fn copy(&self) -> MemoryIndex {
-        let copy = |tree: &Arc<MemoryTree>| Arc::new(MemoryTree(RwLock::new(tree.0.read().clone())));
+        let copy = |tree: &Arc<MemoryTree>| {
+            Arc::new(MemoryTree { content: RwLock::new(tree.content.read().clone()), ..MemoryTree::default() })
+        };
         let generations = self.generations.lock().iter().map(|(number, tree)| (*number, copy(tree))).collect();
         MemoryIndex { generations: Mutex::new(generations) }
+    }
+
+    /// Lets so many more writes succeed; every later one fails. A copy has no such fault.
+    pub fn fail_after(&self, writes: u64) {
+        for tree in self.generations.lock().values() {
+            *tree.writes_left.lock() = Some(writes);
+        }
     }
 
     /// Removes every entry for which `gone` says so, without touching the record: damage, for tests.
     pub fn damage(&self, gone: impl Fn(&[u8]) -> bool) {
         for tree in self.generations.lock().values() {
-            tree.0.write().entries.retain(|key, _| !gone(key));
+            tree.content.write().entries.retain(|key, _| !gone(key));
         }
     }
 }
 
 /// One in-memory index.
 #[derive(Debug, Default)]
-pub struct MemoryTree(RwLock<Content>);
+pub struct MemoryTree {
+    content: RwLock<Content>,
+    /// How many more writes succeed, when a test has asked for a failure.
+    writes_left: Mutex<Option<u64>>,
+}
 
 #[derive(Debug, Clone, Default)]
 struct Content {
@@ -42,7 +55,7 @@ struct Content {
 
 impl Index for MemoryTree {
     fn get(&self, key: &[u8]) -> Result<Option<IndexEntry>, IndexError> {
-        Ok(self.0.read().entries.get(key).copied())
+        Ok(self.content.read().entries.get(key).copied())
     }
 
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<(IndexKey, IndexEntry)>, IndexError> {
@@ -50,19 +63,24 @@ impl Index for MemoryTree {
             return Ok(Vec::new());
         }
         let bounds = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
-        let content = self.0.read();
+        let content = self.content.read();
         let range = content.entries.range::<[u8], _>(bounds);
         Ok(range.take(limit).map(|(key, entry)| (key.clone(), *entry)).collect())
     }
 
     fn write(&self, batch: &[(&[u8], IndexEntry)], meta: &IndexMeta) -> Result<(), IndexError> {
-        let mut content = self.0.write();
+        match &mut *self.writes_left.lock() {
+            Some(0) => return Err(IndexError::Backend("a test asked for this".into())),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        let mut content = self.content.write();
         content.entries.extend(batch.iter().map(|(key, entry)| (IndexKey::from(*key), *entry)));
         content.meta = Some(*meta);
         Ok(())
     }
 
     fn meta(&self) -> Result<Option<IndexMeta>, IndexError> {
-        Ok(self.0.read().meta)
+        Ok(self.content.read().meta)
     }
 }

@@ -39,6 +39,9 @@ pub struct Belonging {
     pub timeline: TimelineId,
     /// Whether this member founds the cluster: it initialises Raft if that has not happened yet.
     pub founder: bool,
+    /// Whether the wal was created. From then on an empty directory is a lost log, not a new one: a member that forgot
+    /// its vote and its entries must not go on as though nothing had been.
+    pub has_log: bool,
 }
 
 impl MemberFile {
@@ -96,7 +99,8 @@ mod tests {
         disk.create_dir_all(dir).unwrap();
         let mut first = MemberFile::open(&disk, dir, "n1").unwrap();
         assert_eq!(MemberFile::open(&disk, dir, "n1").unwrap(), first);
-        first.cluster = Some(Belonging { id: new_random_id(), timeline: new_random_id(), founder: true });
+        first.cluster =
+            Some(Belonging { id: new_random_id(), timeline: new_random_id(), founder: true, has_log: false });
         first.save(&disk, dir).unwrap();
         assert_eq!(MemberFile::open(&disk, dir, "n1").unwrap(), first);
         assert!(matches!(MemberFile::open(&disk, dir, "n2"), Err(StartError::OtherName { .. })));

@@ -79,7 +79,7 @@ pub async fn join(urls: &[String], request: &JoinRequest) -> Result<Belonging, S
         for url in urls {
             match ask(&http, url, request).await {
                 Ok(JoinAnswer::Joined { cluster, timeline }) => {
-                    return Ok(Belonging { id: cluster, timeline, founder: false });
+                    return Ok(Belonging { id: cluster, timeline, founder: false, has_log: false });
                 }
                 Ok(JoinAnswer::Refused { detail }) => {
                     return Err(StartError::JoinRefused { url: url.clone(), detail });

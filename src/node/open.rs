@@ -144,7 +144,7 @@ async fn belong(
         return Ok(belonging);
     }
     let belonging = if config.bootstrap {
-        Belonging { id: new_random_id(), timeline: new_random_id(), founder: true }
+        Belonging { id: new_random_id(), timeline: new_random_id(), founder: true, has_log: false }
     } else if config.join.is_empty() {
         return Err(StartError::NotTold { dir: dir.clone() });
     } else {
@@ -153,6 +153,20 @@ async fn belong(
     file.cluster = Some(belonging);
     file.save(disk, dir)?;
     Ok(belonging)
+}
+
+/// Refuses a member whose log is gone.
+fn check_log(disk: &dyn Disk, dir: &Path, belonging: &Belonging) -> Result<(), StartError> {
+    if !belonging.has_log {
+        return Ok(());
+    }
+    let wal = dir.join("wal");
+    match disk.list(&wal) {
+        Ok(names) if !names.is_empty() => Ok(()),
+        Ok(_) => Err(StartError::LogLost { dir: wal }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(StartError::LogLost { dir: wal }),
+        Err(source) => Err(StartError::Io { path: wal, source }),
+    }
 }
 
 fn raft_config(config: &Config, cluster: String) -> Result<openraft::Config, StartError> {
@@ -196,7 +210,12 @@ async fn open(
         peer_url: addresses.peer_url,
     };
     let belonging = belong(&*disk, config, &mut file, &info).await?;
-    let (wal, store) = open_storage(disk, config, &belonging, id).await?;
+    check_log(&*disk, dir, &belonging)?;
+    let (wal, store) = open_storage(disk.clone(), config, &belonging, id).await?;
+    if !belonging.has_log {
+        file.cluster = Some(Belonging { has_log: true, ..belonging });
+        file.save(&*disk, dir)?;
+    }
     // A member may have learned of a newer timeline since it joined: its history says so.
     let timeline = store.timelines().last().map_or(belonging.timeline, |timeline| timeline.id);
 

@@ -42,6 +42,13 @@ pub enum StartError {
         /// The directory.
         dir: PathBuf,
     },
+    /// The wal that this member had is gone.
+    #[error("{} held a log and is empty now: this member has lost its vote and its entries, and must not go on. Move \
+             its data directory away and let it join under a new name", dir.display())]
+    LogLost {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// An empty member was told neither to bootstrap nor whom to join.
     #[error("{} holds no data yet: say --bootstrap for the first member of a new cluster, or --join URL", dir.display())]
     NotTold {

@@ -280,6 +280,9 @@ impl Applier {
         } else {
             system::advance(&mut state.head, frame, false)?;
         }
+        for Change { key, .. } in self.changes.list.iter().filter(|change| change.before.is_none()) {
+            body.filter.add(key);
+        }
         for Change { key, before, now } in self.changes.list.drain(..) {
             let lived = before.is_some_and(|entry| entry.live.is_some());
             state.live_keys = state.live_keys + u64::from(now.live.is_some()) - u64::from(lived);

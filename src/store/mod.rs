@@ -30,6 +30,7 @@
 
 mod apply;
 mod error;
+mod filter;
 mod install;
 mod overlay;
 mod read;
@@ -71,6 +72,8 @@ pub struct StoreConfig {
     pub value_cache_bytes: usize,
     /// So many bytes of offset tables of segments are kept.
     pub table_cache_bytes: usize,
+    /// The size of the filter that spares look-ups of keys that were never written; best at about a byte a key.
+    pub filter_bytes: usize,
 }
 
 impl Default for StoreConfig {
@@ -80,6 +83,7 @@ impl Default for StoreConfig {
             overlay_bytes: 64 << 20,
             value_cache_bytes: 64 << 20,
             table_cache_bytes: 16 << 20,
+            filter_bytes: 8 << 20,
         }
     }
 }
@@ -339,6 +343,7 @@ impl Store {
     pub fn apply(&self, entries: &[Entry]) -> Result<Vec<Outcome>, StoreError> {
         let inner = &*self.inner;
         let mut applier = inner.applying.lock();
+        inner.check_not_failed()?;
         let body = inner.body();
         let applied = body.state.read().head.applied;
         check_order(applied, entries)?;
@@ -384,7 +389,8 @@ impl Store {
         !self.inner.body().state.read().frozen.is_empty()
     }
 
-    /// Sets what is called, on the thread where it happens, when a tail becomes full and when room appears again.
+    /// Sets what is called, on the thread where it happens, when a tail becomes full and when room appears again. It
+    /// should only notify: it is called between two steps of apply or of the background work.
     pub fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>) {
         *self.inner.waker.write() = Some(waker);
     }

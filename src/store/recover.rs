@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::filter::KeyFilter;
 use super::overlay::Overlay;
 use super::state::{Body, State};
 use super::{StoreConfig, StoreError};
@@ -29,9 +30,9 @@ pub(super) fn body(
     let generations = kind.generations()?;
     for generation in &generations {
         if chosen.is_none() {
-            match usable(kind, *generation, &sealed, &head, tables)? {
-                Ok((index, meta)) => {
-                    chosen = Some((*generation, index, meta));
+            match usable(kind, *generation, &sealed, &head, tables, config)? {
+                Ok(good) => {
+                    chosen = Some((*generation, good));
                     continue;
                 }
                 Err(reason) => tracing::warn!(generation, reason, "the index is built again from the history"),
@@ -40,7 +41,7 @@ pub(super) fn body(
         kind.remove(*generation)?;
     }
     match chosen {
-        Some((generation, index, meta)) => filled(kind, generation, index, meta, sealed, head, tables, config),
+        Some((generation, good)) => filled((kind.clone(), generation), good, sealed, head, tables, config),
         None => new_body(kind, generations.first().map_or(1, |newest| newest + 1), sealed, head, tables, config),
     }
 }
@@ -55,27 +56,29 @@ pub(super) fn new_body(
     config: &StoreConfig,
 ) -> Result<Body, StoreError> {
     let index = kind.open(generation)?;
-    filled(kind, generation, index, IndexMeta::default(), sealed, head, tables, config)
+    let empty = (index, IndexMeta::default(), KeyFilter::new(config.filter_bytes));
+    filled((kind.clone(), generation), empty, sealed, head, tables, config)
 }
 
-#[allow(clippy::too_many_arguments)] // One place puts all parts of a body together.
+/// An index with its record, and the filter of its keys.
+type Indexed = (Arc<dyn Index>, IndexMeta, KeyFilter);
+
+/// Brings an index up to the sealed history and puts a body together.
 fn filled(
-    kind: &IndexKind,
-    generation: u64,
-    index: Arc<dyn Index>,
-    mut meta: IndexMeta,
+    place: (IndexKind, u64),
+    (index, mut meta, filter): Indexed,
     sealed: Sealed,
     head: Head,
     tables: &TableCache,
     config: &StoreConfig,
 ) -> Result<Body, StoreError> {
-    replay(index.as_ref(), &mut meta, &sealed, tables, config.overlay_bytes / 2)?;
+    replay(index.as_ref(), &mut meta, &filter, &sealed, tables, config.overlay_bytes / 2)?;
     let state = State::new(head, sealed, meta.contents.live);
-    Ok(Body::new(state, index, meta, kind.clone(), generation, config.value_cache_bytes))
+    Ok(Body::new(state, index, meta, filter, place, config.value_cache_bytes))
 }
 
 /// An index that agrees with the history, or why it does not.
-type Usable = Result<(Arc<dyn Index>, IndexMeta), String>;
+type Usable = Result<Indexed, String>;
 
 /// Opens an index and checks it against the history. The inner error says why it cannot be used.
 fn usable(
@@ -84,6 +87,7 @@ fn usable(
     sealed: &Sealed,
     head: &Head,
     tables: &TableCache,
+    config: &StoreConfig,
 ) -> Result<Usable, HistoryError> {
     let (index, meta) = match kind.open(generation).and_then(|index| Ok((index.meta()?, index))) {
         Ok((Some(meta), index)) => (index, meta),
@@ -100,15 +104,16 @@ fn usable(
     if chain != Some(meta.chain) {
         return Ok(Err(format!("it belongs to another history: the chain differs at {}", meta.next_position)));
     }
-    match contents(index.as_ref()) {
-        Ok(contents) if contents == meta.contents => Ok(Ok((index, meta))),
+    let filter = KeyFilter::new(config.filter_bytes);
+    match contents(index.as_ref(), &filter) {
+        Ok(contents) if contents == meta.contents => Ok(Ok((index, meta, filter))),
         Ok(found) => Ok(Err(format!("it holds {found:?} and should hold {:?}", meta.contents))),
         Err(e) => Ok(Err(format!("it cannot be read: {e}"))),
     }
 }
 
-/// What an index really holds.
-fn contents(index: &dyn Index) -> Result<Contents, crate::index::IndexError> {
+/// What an index really holds; its keys go to the filter.
+fn contents(index: &dyn Index, filter: &KeyFilter) -> Result<Contents, crate::index::IndexError> {
     let mut contents = Contents::default();
     // Key spaces are numbered from 1; the record lies before them.
     let mut start = vec![1];
@@ -116,6 +121,7 @@ fn contents(index: &dyn Index) -> Result<Contents, crate::index::IndexError> {
         let entries = index.scan(&start, None, SCAN_ENTRIES)?;
         for (key, entry) in &entries {
             contents.add(key, entry);
+            filter.add(key);
         }
         match entries.last() {
             Some((key, _)) if entries.len() == SCAN_ENTRIES => start = [key, [0].as_slice()].concat(),
@@ -128,6 +134,7 @@ fn contents(index: &dyn Index) -> Result<Contents, crate::index::IndexError> {
 fn replay(
     index: &dyn Index,
     meta: &mut IndexMeta,
+    filter: &KeyFilter,
     sealed: &Sealed,
     tables: &TableCache,
     spill_bytes: usize,
@@ -146,8 +153,10 @@ fn replay(
             let key = super::state::index_key(space, key).into_boxed_slice();
             let before = match overlay.get(&key) {
                 Some(entry) => Some(entry),
-                None => index.get(&key)?,
+                None if filter.may_hold(&key) => index.get(&key)?,
+                None => None,
             };
+            filter.add(&key);
             overlay.set(key, entry_of(&op, revision), before);
         }
         let at = Point { next_position: frame.position() + 1, revision, chain: frame.chain() };

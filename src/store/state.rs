@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
+use super::filter::KeyFilter;
 use super::overlay::Overlay;
 use super::{StoreConfig, StoreError};
 use crate::history::cache::ByteCache;
@@ -32,6 +33,8 @@ pub(super) struct Body {
     /// Newest values, by index key, each with its revision. It belongs to the body because after an install the same
     /// revision may be another value.
     pub values: ByteCache<IndexKey, (Revision, Bytes)>,
+    /// Every key that was ever written, deleted ones too.
+    pub filter: KeyFilter,
     index: Option<Arc<dyn Index>>,
     kind: IndexKind,
     generation: u64,
@@ -137,11 +140,12 @@ impl Body {
         state: State,
         index: Arc<dyn Index>,
         meta: IndexMeta,
-        kind: IndexKind,
-        generation: u64,
+        filter: KeyFilter,
+        (kind, generation): (IndexKind, u64),
         value_cache_bytes: usize,
     ) -> Body {
         Body {
+            filter,
             state: RwLock::new(state),
             index_meta: Mutex::new(meta),
             values: ByteCache::new(value_cache_bytes, false),
@@ -170,6 +174,9 @@ impl Body {
 
     /// The newest version of a key.
     pub fn newest(&self, key: &[u8]) -> Result<Option<IndexEntry>, IndexError> {
+        if !self.filter.may_hold(key) {
+            return Ok(None);
+        }
         let changed = self.state.read().changed(key);
         if changed.is_some() { Ok(changed) } else { self.index().get(key) }
     }

@@ -29,7 +29,13 @@ const DIR: &str = "/member/history";
 
 /// Everything is small, so that a short test seals often and every cache overflows.
 fn small() -> StoreConfig {
-    StoreConfig { tail_bytes: 6 << 10, overlay_bytes: 24 << 10, value_cache_bytes: 16 << 10, table_cache_bytes: 600 }
+    StoreConfig {
+        tail_bytes: 6 << 10,
+        overlay_bytes: 24 << 10,
+        value_cache_bytes: 16 << 10,
+        table_cache_bytes: 600,
+        filter_bytes: 64,
+    }
 }
 
 /// A random source that says its seed when the test fails. The environment may set the seed.

@@ -131,7 +131,7 @@ impl Pair {
         for (key, versions) in &oracle.versions {
             self.look_at_key(key.clone(), None, Revision::MAX);
             // A key has hundreds of versions and each look walks to it, so only some are looked at.
-            for _ in 0..6 {
+            for _ in 0..3 {
                 let revision = &versions[rng.random_range(0..versions.len())].0;
                 self.look_at_key(key.clone(), Some(*revision), *revision);
                 self.look_at_key(key.clone(), Some(revision - 1), revision - 1);
@@ -319,7 +319,7 @@ fn run(disk: Arc<dyn Disk>, dir: &Path, place: &mut dyn Place, steps: usize) {
 fn a_store_in_memory_equals_the_model() {
     for _ in 0..2 {
         let mut place = InMemory { index: Arc::default(), old: None };
-        run(Arc::new(SimDisk::new()), Path::new(super::DIR), &mut place, 1500);
+        run(Arc::new(SimDisk::new()), Path::new(super::DIR), &mut place, 1200);
     }
 }
 
@@ -327,5 +327,5 @@ fn a_store_in_memory_equals_the_model() {
 fn a_store_on_files_with_sled_equals_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let mut place = OnDisk { dir: dir.path().join("index"), old: dir.path().join("old") };
-    run(Arc::new(RealDisk), &dir.path().join("history"), &mut place, 1500);
+    run(Arc::new(RealDisk), &dir.path().join("history"), &mut place, 1200);
 }

@@ -151,6 +151,8 @@ fn after_a_failed_sync_or_a_full_disk_nothing_is_sealed_any_more() {
         let error = store.seal_all(59).unwrap_err();
         assert!(matches!(error, StoreError::Stopped(_)), "{error:?}");
         assert_eq!(store.sealed(), None);
+        assert!(matches!(store.apply(&[]), Err(StoreError::Stopped(_))));
+        assert_eq!(store.revision(), oracle.revision, "what was applied can still be read");
         drop(store);
         let state = disk.power_cut(seeded.seed);
         let mut pair =
