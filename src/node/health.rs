@@ -53,6 +53,9 @@ impl Inner {
         if self.is_stopping() {
             return Err("the member is stopping".into());
         }
+        if !self.is_founded() {
+            return Err("it has not received the beginning of the history yet".into());
+        }
         let view = self.view();
         match &view.leader {
             None => Err("no leader is known".into()),
@@ -64,8 +67,13 @@ impl Inner {
     }
 
     fn leads_with_quorum(&self) -> Result<(), String> {
-        if !self.view().leads {
+        let view = self.view();
+        if !view.leads {
             return Err("it does not lead".into());
+        }
+        // A sole voter is its own quorum; nobody else acknowledges anything.
+        if view.members.iter().filter(|m| m.role == MemberRole::Voter && !m.joining).all(|m| m.id == self.id) {
+            return Ok(());
         }
         let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
         match acked.map(|at| at.elapsed()) {

@@ -97,6 +97,8 @@ pub(crate) struct Inner {
     proposals: mpsc::Sender<Waiting>,
     reads: mpsc::Sender<WaitingRead>,
     membership_change: tokio::sync::Mutex<()>,
+    /// Remembers that the founding entry is applied.
+    founded: AtomicBool,
     /// Refuses new writes.
     stopping: AtomicBool,
     /// Why the member failed, once it has.
@@ -132,6 +134,9 @@ impl Node {
         let (answer, rx) = oneshot::channel();
         if self.0.is_stopping() {
             return Err(NodeError::Stopping);
+        }
+        if !self.0.is_founded() {
+            return Err(NodeError::NotJoined);
         }
         match self.0.proposals.try_send(Waiting { command, forwarded: false, answer }) {
             Ok(()) => {}
@@ -280,6 +285,14 @@ impl Inner {
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(NodeError::Stopping),
         }
         rx.await.unwrap_or(Err(NodeError::Stopping))
+    }
+
+    /// Whether the founding entry is applied here. Nothing is written before it: it is the first of the history.
+    fn is_founded(&self) -> bool {
+        if !self.founded.load(Ordering::Relaxed) && self.store.cluster().is_some() {
+            self.founded.store(true, Ordering::Relaxed);
+        }
+        self.founded.load(Ordering::Relaxed)
     }
 
     /// The cluster and its timeline, once the founding entry is applied here.

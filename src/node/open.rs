@@ -263,6 +263,7 @@ async fn open(
         proposals,
         reads,
         membership_change: tokio::sync::Mutex::new(()),
+        founded: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         failure,
         background: Background {
@@ -309,6 +310,7 @@ async fn open_storage(
         overlay_bytes: config.overlay_bytes,
         value_cache_bytes: config.value_cache_bytes,
         table_cache_bytes: config.table_cache_bytes,
+        ..StoreConfig::default()
     };
     let dir: PathBuf = config.data_dir.clone();
     let opened = tokio::task::spawn_blocking(move || {
