@@ -221,7 +221,8 @@ async fn measure(cluster: &Cluster, options: &Options, operation: Operation, at:
     for number in 0..clients {
         let target = match at {
             Targets::Leader => leader,
-            Targets::All => members[number % members.len()],
+            // The leader comes last, so that a single client asks somebody else.
+            Targets::All => members[(number + 1) % members.len()],
         };
         tasks.spawn(work(cluster.client(target), operation, number, start, end));
     }

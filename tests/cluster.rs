@@ -265,7 +265,10 @@ fn members_of_different_clusters_refuse_each_other() {
 
     cluster.start_member(0);
     cluster.wait_ready(0);
-    let new = cluster.status(0).unwrap()["cluster"]["id"].clone();
+    let new = wait_for("a cluster of its own", || match &cluster.status(0)?["cluster"]["id"] {
+        serde_json::Value::Null => Err("it belongs to none".into()),
+        id => Ok(id.clone()),
+    });
     assert_ne!(new, old);
     let revision = cluster.put_until_done(0, "whose", "new");
     let term = cluster.status(0).unwrap()["term"].clone();

@@ -15,6 +15,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
@@ -28,6 +29,9 @@ use crate::node::{Addresses, Node};
 
 /// The edge is given every core but one, which is Raft's; more threads than this do not help it.
 const EDGE_THREADS_MAX: usize = 4;
+
+/// After a hand-over, how long the other members have to learn who leads now.
+const LEARN: Duration = Duration::from_millis(500);
 
 /// A running member.
 pub struct Member {
@@ -77,18 +81,28 @@ impl Member {
     }
 
     /// Drains and stops it; a leader hands over first if told to.
+    ///
+    /// After a hand-over members go on answering each other for [`LEARN`]: writes that another member forwarded here are
+    /// told "not applied" instead of meeting a broken connection, which would leave their fate unknown.
     pub async fn stop(mut self, hand_over: bool) -> Result<(), String> {
-        if hand_over {
-            self.node.step_down().await;
-        }
+        let handed_over = hand_over && self.node.step_down().await;
         self.stop_clients.cancel();
-        if !self.clients.is_finished()
-            && let Err(error) = (&mut self.clients).await
-        {
-            tracing::warn!(%error, "the clients' listener ended badly");
+        ended("clients", &mut self.clients).await;
+        if handed_over {
+            tokio::time::sleep(LEARN).await;
         }
         self.stop_peers.cancel();
+        ended("peers", &mut self.peers).await;
         self.node.close().await
+    }
+}
+
+/// Waits until a listener has answered what was under way.
+async fn ended(whose: &str, listener: &mut JoinHandle<()>) {
+    if !listener.is_finished()
+        && let Err(error) = listener.await
+    {
+        tracing::warn!(%error, "the listener for {whose} ended badly");
     }
 }
 

@@ -81,7 +81,7 @@ pub struct EdgeOptions {
 impl Default for EdgeOptions {
     fn default() -> Self {
         EdgeOptions {
-            server: ServerOptions { pipelining: true, ..ServerOptions::default() },
+            server: ServerOptions::default(),
             body_timeout: Duration::from_secs(10),
             max_range_reads: 16,
             max_range_waiters: 1024,

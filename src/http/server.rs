@@ -60,9 +60,6 @@ pub struct ServerOptions {
     pub idle_timeout: Duration,
     /// How long requests may go on when the member stops.
     pub drain_timeout: Duration,
-    /// Sends replies to pipelined requests together. Not where connections are upgraded: hyper would keep back the
-    /// reply to an upgrade whose client has already sent more, and then lose it.
-    pub pipelining: bool,
 }
 
 impl Default for ServerOptions {
@@ -72,7 +69,6 @@ impl Default for ServerOptions {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(10),
-            pipelining: false,
         }
     }
 }
@@ -190,8 +186,9 @@ where
             reply
         }
     });
+    // Not `pipeline_flush`: with bytes left in its buffer hyper then keeps back what it should send before it closes or
+    // upgrades (its own 400 and 431, the 101), and loses it.
     let http = http1::Builder::new()
-        .pipeline_flush(options.pipelining)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_header_size(MAX_HEAD_BYTES)
         .header_read_timeout(None)

@@ -80,6 +80,10 @@ impl Index for MemoryTree {
         Ok(())
     }
 
+    fn settle(&self) -> Result<(), IndexError> {
+        Ok(())
+    }
+
     fn meta(&self) -> Result<Option<IndexMeta>, IndexError> {
         Ok(self.content.read().meta)
     }

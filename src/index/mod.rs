@@ -211,6 +211,8 @@ pub trait Index: Send + Sync + 'static {
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<(IndexKey, IndexEntry)>, IndexError>;
     /// Writes sorted entries and the record in one step.
     fn write(&self, batch: &[(&[u8], IndexEntry)], meta: &IndexMeta) -> Result<(), IndexError>;
+    /// Hands what was written to the operating system, so that a process that ends now loses nothing of it.
+    fn settle(&self) -> Result<(), IndexError>;
     /// The record; none in a new index.
     fn meta(&self) -> Result<Option<IndexMeta>, IndexError>;
 }

@@ -76,6 +76,10 @@ impl Index for SledIndex {
         guarded(|| self.db.apply_batch(writes))
     }
 
+    fn settle(&self) -> Result<(), IndexError> {
+        guarded(|| self.db.flush()).map(|_| ())
+    }
+
     fn meta(&self) -> Result<Option<IndexMeta>, IndexError> {
         match guarded(|| self.db.get(META_KEY))? {
             None => Ok(None),

@@ -111,10 +111,11 @@ impl Node {
     }
 
     /// Hands leadership to another voter, if this member leads and another can; the first step of a clean stop.
-    pub async fn step_down(&self) {
+    /// Says whether another leads now.
+    pub async fn step_down(&self) -> bool {
         let inner = self.0.clone();
         // The member may be gone already: then it does not lead.
-        let _ = self.0.background.handle.spawn(async move { inner.step_down().await }).await;
+        self.0.background.handle.spawn(async move { inner.step_down().await }).await.unwrap_or(false)
     }
 }
 
@@ -362,16 +363,20 @@ impl Inner {
         self.raft.initialize(members).await.map_err(|e| failed(&e))
     }
 
-    async fn step_down(&self) {
+    async fn step_down(&self) -> bool {
         if !self.view().leads {
-            return;
+            return false;
         }
         let ctx = RequestContext::anonymous(0, HAND_OVER);
         match self.transfer_leader(&ctx, None, true).await {
-            Ok(reply) => tracing::info!(to = reply.leader, "leadership handed over"),
+            Ok(reply) => {
+                tracing::info!(to = reply.leader, "leadership handed over");
+                return true;
+            }
             Err(NodeError::NotAtTip { detail, .. }) => tracing::info!(detail, "nobody can take leadership over"),
             Err(e) => tracing::warn!(error = %e, "leadership was not handed over"),
         }
+        false
     }
 
     async fn close(&self) -> Result<(), String> {

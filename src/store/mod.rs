@@ -457,7 +457,9 @@ impl Store {
     /// A clean stop: seals and flushes what can be. Using the store afterwards is allowed, and pointless.
     pub fn close(&self, durable_index: u64) -> Result<(), StoreError> {
         self.seal_all(durable_index)?;
-        self.flush_index()
+        self.flush_index()?;
+        self.inner.body().index().settle()?;
+        Ok(())
     }
 }
 

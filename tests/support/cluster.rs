@@ -401,7 +401,7 @@ impl Cluster {
     /// Puts a value through any member, trying again as long as the answer says that this is safe.
     pub fn put_until_done(&self, member: usize, key: &str, value: &str) -> u64 {
         wait_for(&format!("a put of {key}"), || {
-            let request = Request::new("PUT", &format!("/v1/kv/{key}")).body(value);
+            let request = Request::new("PUT", &format!("/v1/kv/{}", http::encode(key.as_bytes()))).body(value);
             let answer = request.try_send(self.client(member)).map_err(|failure| failure.to_string())?;
             match answer.status {
                 200 | 201 => Ok(answer.json()["revision"].as_u64().expect("a revision")),
@@ -414,8 +414,8 @@ impl Cluster {
     /// The value of a key by a linearizable read at one member.
     pub fn get(&self, member: usize, key: &str) -> Option<String> {
         wait_for(&format!("a get of {key}"), || {
-            let answer = http::Request::new("GET", &format!("/v1/kv/{key}"));
-            let answer = answer.try_send(self.client(member)).map_err(|failure| failure.to_string())?;
+            let request = Request::new("GET", &format!("/v1/kv/{}", http::encode(key.as_bytes())));
+            let answer = request.try_send(self.client(member)).map_err(|failure| failure.to_string())?;
             match answer.status {
                 200 => Ok(Some(answer.text().to_string())),
                 404 => Ok(None),

@@ -74,7 +74,7 @@ impl Listening {
 
 #[tokio::test]
 async fn requests_follow_each_other_on_one_connection_pipelined_or_not() {
-    let listening = listen(ServerOptions { pipelining: true, ..ServerOptions::default() }).await;
+    let listening = listen(ServerOptions::default()).await;
     let mut wire = Wire::connect(listening.address).await;
     assert_eq!(wire.get("/").await.body, b"done");
     assert_eq!(wire.get("/").await.body, b"done");
@@ -142,6 +142,10 @@ async fn a_head_that_is_too_large_is_refused_and_one_with_the_longest_keys_is_no
     wire.try_send(head.as_bytes()).await;
     let answer = wire.answer_or_cut().await;
     assert!(answer.is_none_or(|answer| answer.status == 431), "a head beyond the limit was served");
+    let mut wire = Wire::connect(listening.address).await;
+    let many: String = (0..300).map(|n| format!("X-{n}: v\r\n")).collect();
+    wire.send(format!("GET / HTTP/1.1\r\nHost: t\r\n{many}\r\n")).await;
+    assert_eq!(wire.answer(false).await.status, 431);
     let mut wire = Wire::connect(listening.address).await;
     wire.send("GET / HTTP/1.1\r\nno colon\r\n\r\n").await;
     assert_eq!(wire.answer(false).await.status, 400);

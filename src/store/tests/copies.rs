@@ -14,6 +14,7 @@ use crate::files::Disk;
 use crate::files::sim::SimDisk;
 use crate::index::{IndexKind, MemoryIndex};
 use crate::model::KeySpace;
+use crate::store::snapshot::header_len;
 use crate::store::{RangeQuery, Store, StoreError};
 
 /// All bytes of a snapshot.
@@ -222,4 +223,16 @@ fn a_reader_sees_the_old_content_or_the_new_one_whole() {
     });
     let key = Bytes::from_static(b"no such key");
     assert_eq!(store.get(KeySpace::User, &key, None).unwrap(), None);
+}
+
+#[test]
+fn a_header_that_belongs_to_other_frames_is_refused() {
+    let mut seeded = Seeded::new();
+    let streams = [10, 15].map(|entries| stream(&pair(&mut seeded, &SimDisk::new(), entries).store));
+    let headers = streams.each_ref().map(|bytes| header_len(bytes).unwrap().unwrap());
+    let mixed = [&streams[0][..headers[0]], &streams[1][headers[1]..]].concat();
+    let store = open(&SimDisk::new(), &Arc::default()).unwrap();
+    let error = install(&store, &mixed, 1000).unwrap_err();
+    assert!(matches!(error, StoreError::Snapshot { .. }), "{error:?}");
+    assert_eq!(store.applied(), None);
 }

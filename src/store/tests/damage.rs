@@ -7,6 +7,8 @@ use super::model::Pair;
 use super::{DIR, Seeded, open};
 use crate::files::Disk;
 use crate::files::sim::SimDisk;
+use crate::history::Frame;
+use crate::history::frame::PREFIX_BYTES;
 use crate::history::manifest::MANIFEST;
 use crate::index::MemoryIndex;
 use crate::model::KeySpace;
@@ -131,4 +133,35 @@ fn what_the_manifest_does_not_name_is_removed() {
     assert!(sample.read_all().is_none());
     assert_eq!(sample.files(), before);
     assert!(before.contains(&Path::new(DIR).join(MANIFEST)));
+}
+
+/// A frame whose checksum is right and whose content is not what was applied: only the chain can tell.
+#[test]
+fn a_forged_frame_breaks_the_chain() {
+    let mut seeded = Seeded::new();
+    let sample = Sample::new(&mut seeded);
+    let segments = sample.files();
+    let newest = segments.iter().rfind(|file| file.extension().is_some_and(|e| e == "seg")).unwrap();
+    let content = sample.disk.content(newest).unwrap();
+    let mut at = 64;
+    let mut forged_frames = 0;
+    while let Ok((head, len)) = Frame::check(&content[at..]) {
+        let mut forged = content.clone();
+        let frame = &mut forged[at..at + len];
+        // The last byte of the clock.
+        frame[PREFIX_BYTES + 4 + 24 + 7] ^= 1;
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&frame[..4]), &frame[PREFIX_BYTES..]);
+        frame[4..PREFIX_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        assert_ne!(Frame::check(frame).unwrap().0.clock_ms, head.clock_ms);
+        sample.disk.set_content(newest, &forged).unwrap();
+        match open(&sample.disk, &Arc::new(sample.index.copy())) {
+            Err(StoreError::Corrupt { file, offset, .. }) => {
+                assert_eq!((Path::new(&file), offset), (newest.as_path(), at as u64));
+            }
+            other => panic!("the forged frame at {at} gave {other:?}"),
+        }
+        forged_frames += 1;
+        at += len;
+    }
+    assert!(forged_frames > 0);
 }
