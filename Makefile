@@ -6,9 +6,10 @@ CARGO ?= cargo
 # --locked: what was tested is what is built.
 LOCKED := --locked
 
-# What `make run` runs is a debug build: the first one takes about a third of the time of a release build (which
-# optimises across all crates), and what hashes or searches is optimised in it too, see Cargo.toml. It is there to try
-# things; for figures use `make run PROFILE=release` or `make bench`.
+# What `make run` runs is a debug build, because the first impression is the wait for the first build: 190 seconds of CPU,
+# dependencies included, so under two minutes on two idle cores, and no optimising across all crates at the end. What
+# hashes or searches every byte is optimised in it too (see Cargo.toml). It is there to try things; for figures use
+# `make run PROFILE=release` or `make bench`.
 PROFILE ?= dev
 # Flags of `lifeboat dev`, for example DEV="--members 1 --base-port 8400".
 DEV ?=

@@ -3,6 +3,8 @@
 //!
 //! Every test takes a loopback address of its own, so that all use the standard ports side by side.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! Members in this process, over real sockets: the path of a write and of a read below the clients' edge, joining,
 //! hand-over, restart. Real processes are in the other tests; here one can look inside.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -163,4 +165,25 @@ async fn a_member_that_lost_its_log_does_not_start() {
     let addresses = Addresses { client_url: "http://c".into(), peer_url: "http://p".into() };
     let refused = Node::start(&config, addresses, Arc::new(Metrics::new())).await.map(|_| ());
     assert!(matches!(refused, Err(lifeboat::node::StartError::LogLost { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_elsewhere_tells_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = start("n1", MemberRole::Voter, dir.path(), None, None).await;
+    let m1 = start("m1", MemberRole::Mirror, dir.path(), Some(&n1.peer_url), None).await;
+    eventually("m1 is ready", || m1.node.health(HealthCheck::Ready).is_ok()).await;
+    m1.stop().await;
+    let m1 = start("m1", MemberRole::Mirror, dir.path(), Some(&n1.peer_url), None).await;
+    let known_as = |seen_by: &Node, name: &str| {
+        seen_by.members().into_iter().find(|m| m.name == name).map(|m| m.peer_url).unwrap()
+    };
+    eventually("m1 is known at its new address", || known_as(&n1.node, "m1") == m1.peer_url).await;
+    eventually("m1 is ready", || m1.node.health(HealthCheck::Ready).is_ok()).await;
+    n1.stop().await;
+    let n1 = start("n1", MemberRole::Voter, dir.path(), None, None).await;
+    eventually("n1 is known at its new address", || known_as(&n1.node, "n1") == n1.peer_url).await;
+    eventually("m1 follows it there", || known_as(&m1.node, "n1") == n1.peer_url).await;
+    m1.stop().await;
+    n1.stop().await;
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::http::server::{ServerOptions, serve_router};
-use crate::http::{EdgeOptions, peer, serve_clients};
+use crate::http::{EdgeOptions, peer, serve_clients, serve_waiting};
 use crate::metrics::{ConnectionCounts, Metrics};
 use crate::node::{Addresses, Node};
 
@@ -54,7 +54,15 @@ impl Member {
             Addresses { client_url: config.client_url_or(client_address), peer_url: config.peer_url_or(peer_address) };
         let edge = EdgeRuntime::new()?;
         let metrics = Arc::new(Metrics::new());
-        let node = Node::start(config, addresses.clone(), metrics).await.map_err(|error| error.to_string())?;
+        let waiting = CancellationToken::new();
+        let answering = client_listener.try_clone().map_err(|e| format!("client_listen: {e}"))?;
+        let counts = metrics.http.connections.clone();
+        let waits = edge.handle.spawn(serve_while_waiting(answering, counts, waiting.clone()));
+        let node = Node::start(config, addresses.clone(), metrics).await;
+        waiting.cancel();
+        let node = node.map_err(|error| error.to_string())?;
+        // Its connections are closed by now or hold a request that is being answered: nobody has to wait for them.
+        drop(waits);
         let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
         let peers = node.runtime().spawn(serve_peers(peer_listener, node.clone(), stop_peers.clone()));
         let clients = edge.handle.spawn(serve_edge(client_listener, node.clone(), stop_clients.clone()));
@@ -141,6 +149,13 @@ fn bind(setting: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr),
         Ok((listener, address))
     };
     bound().map_err(|error: std::io::Error| format!("{setting} {address}: {error}"))
+}
+
+async fn serve_while_waiting(listener: TcpListener, counts: Arc<ConnectionCounts>, stop: CancellationToken) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => serve_waiting(listener, counts, stop).await,
+        Err(error) => tracing::error!(%error, "the clients' listener cannot be used"),
+    }
 }
 
 async fn serve_edge(listener: TcpListener, node: Node, stop: CancellationToken) {

@@ -100,7 +100,7 @@ fn serve(config: &Config, exit_with_parent: bool) -> Result<(), String> {
             why = member.failed() => (false, Err(why)),
         };
         tokio::select! {
-            stopped = member.stop(hand_over) => outcome.and(stopped),
+            stopped = member.stop(hand_over) => outcome.and(stopped).inspect(|()| tracing::info!("stopped cleanly")),
             request = requests.next() => Err(format!("{} again: ended without waiting", request.reason)),
         }
     })

@@ -34,13 +34,11 @@ pub mod segment;
 mod tail;
 mod writer;
 
-use std::fmt;
 use std::io;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
 
-use crate::model::Revision;
+use crate::model::{ChainHash, Revision};
 
 pub use frame::{Frame, FrameBuilder, FrameHead, FrameOp, FrameOutcome};
 pub use manifest::{Head, Manifest};
@@ -48,42 +46,6 @@ pub use sealed::Sealed;
 pub use segment::{Segment, SegmentInfo, TableCache};
 pub use tail::Tail;
 pub use writer::SegmentWriter;
-
-/// The chain hash at a position: what was applied up to there, in 16 bytes. Two members applied the same things up to
-/// a position exactly when their chain hashes at it agree.
-///
-/// `h(i)` is BLAKE3 over `h(i-1)` (16 bytes; zeros before position 0) followed by the frame's body as first written,
-/// without the hash itself, cut to its first 16 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct ChainHash(pub [u8; 16]);
-
-impl fmt::Display for ChainHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
-    }
-}
-
-impl fmt::Debug for ChainHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for ChainHash {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for ChainHash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text.len() != 32 {
-            return Err(D::Error::custom("a chain hash has 32 hexadecimal digits"));
-        }
-        u128::from_str_radix(&text, 16).map(|n| ChainHash(n.to_be_bytes())).map_err(D::Error::custom)
-    }
-}
 
 /// A place between two frames: what comes next, and what was so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -327,6 +327,10 @@ async fn delete_range(shared: &Shared, request: &Parts, started: Instant) -> Res
             }
             other => Err(Failure::unexpected_outcome(format!("a deletion has the results {other:?}"))),
         },
+        Outcome::TooLarge { .. } => {
+            let detail = "so many keys do not fit into one transaction: delete them in several ranges";
+            Err(Failure::new(ProblemCode::TooLarge, detail))
+        }
         other => Err(Failure::unexpected_outcome(format!("a deletion has the outcome {other:?}"))),
     }
 }

@@ -131,7 +131,9 @@ async fn put<B: Source>(shared: &Shared, head: &Parts, body: &mut B, started: In
             other => Err(Failure::unexpected_outcome(format!("a put has the results {other:?}"))),
         },
         Outcome::Refused { current, .. } => Err(Failure::condition_failed(current)),
-        Outcome::None => Err(Failure::unexpected_outcome("a put has no outcome")),
+        outcome @ (Outcome::None | Outcome::TooLarge { .. }) => {
+            Err(Failure::unexpected_outcome(format!("a put has the outcome {outcome:?}")))
+        }
     }
 }
 
@@ -158,7 +160,9 @@ async fn delete(shared: &Shared, head: &Parts, started: Instant) -> Result<Reply
             other => Err(Failure::unexpected_outcome(format!("a deletion has the results {other:?}"))),
         },
         Outcome::Refused { current, .. } => Err(Failure::condition_failed(current)),
-        Outcome::None => Err(Failure::unexpected_outcome("a deletion has no outcome")),
+        outcome @ (Outcome::None | Outcome::TooLarge { .. }) => {
+            Err(Failure::unexpected_outcome(format!("a deletion has the outcome {outcome:?}")))
+        }
     }
 }
 

@@ -31,6 +31,9 @@ mod meter;
 pub mod peer;
 mod problem;
 pub mod server;
+mod waiting;
+
+pub use waiting::serve_waiting;
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -34,7 +34,7 @@ async fn message(State(node): State<Node>, request: Request) -> Response {
 async fn append_stream(State(node): State<Node>, mut request: Request) -> Response {
     let headers = match node.check_append_stream(request.headers()) {
         Ok(headers) => headers,
-        Err(refusal) => return reply(refusal),
+        Err(refusal) => return reply(*refusal),
     };
     if request.headers().get(UPGRADE).is_none_or(|protocol| protocol != peer_path::APPEND_PROTOCOL) {
         return (StatusCode::UPGRADE_REQUIRED, headers).into_response();

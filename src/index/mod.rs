@@ -28,7 +28,7 @@ pub mod sled_index;
 
 use thiserror::Error;
 
-use crate::history::ChainHash;
+use crate::model::ChainHash;
 use crate::model::codec::{DecodeError, Reader, put_varint};
 use crate::model::{KeyMeta, Revision};
 

@@ -130,6 +130,11 @@ pub enum Outcome {
         /// The guarded key as it is; none when it does not exist.
         current: Option<KeyMeta>,
     },
+    /// The transaction would delete more keys than one frame may hold; nothing was done.
+    TooLarge {
+        /// The store's revision, unchanged.
+        revision: Revision,
+    },
 }
 
 /// What one operation did.
@@ -348,6 +353,7 @@ fn read_list<T>(
 const OUTCOME_NONE: u8 = 0;
 const OUTCOME_WRITTEN: u8 = 1;
 const OUTCOME_REFUSED: u8 = 2;
+const OUTCOME_TOO_LARGE: u8 = 3;
 
 const RESULT_PUT: u8 = 0;
 const RESULT_DELETED: u8 = 1;
@@ -375,6 +381,10 @@ impl Outcome {
                         }
                     }
                 }
+            }
+            Outcome::TooLarge { revision } => {
+                out.push(OUTCOME_TOO_LARGE);
+                put_varint(out, *revision);
             }
             Outcome::Refused { revision, guard, current } => {
                 out.push(OUTCOME_REFUSED);
@@ -415,6 +425,7 @@ impl Outcome {
                 };
                 Ok(Outcome::Refused { revision, guard, current })
             }
+            OUTCOME_TOO_LARGE => Ok(Outcome::TooLarge { revision: reader.varint("revision")? }),
             _ => Err(DecodeError { what: "outcome: unknown kind" }),
         }
     }
@@ -502,6 +513,7 @@ mod tests {
                     OpResult::Deleted { count: 1, previous: Some(3) },
                 ],
             },
+            Outcome::TooLarge { revision: 9 },
             Outcome::Refused { revision: 9, guard: 0, current: None },
             Outcome::Refused { revision: 9, guard: 4, current: Some(meta) },
         ];

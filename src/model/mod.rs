@@ -6,8 +6,10 @@
 //! Position in the path of a request: `http` builds a [`Command`], the proposer encodes it once, `wal` and the peers
 //! carry the bytes of an [`Entry`], and `store` decodes it again when it applies it.
 
+mod chain;
 pub mod codec;
 pub mod command;
+mod hex16;
 mod timeline;
 
 use std::fmt;
@@ -15,6 +17,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use chain::ChainHash;
 pub use command::{Command, Condition, Guard, KeyMeta, OpResult, Outcome, WriteCommand, WriteOp};
 pub use timeline::{ClusterId, RandomId, Timeline, TimelineId, new_random_id};
 

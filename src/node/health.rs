@@ -58,7 +58,10 @@ impl Inner {
         }
         let view = self.view();
         match &view.leader {
-            None => Err("no leader is known".into()),
+            None => Err(match self.http.identity().recent_refusal() {
+                Some(why) => format!("no leader is known; {why}"),
+                None => "no leader is known".into(),
+            }),
             Some(leader) if leader.id == self.id => self.leads_with_quorum(),
             // A question every third of the election timeout, one lost, and the time it takes: the leader has answered
             // recently, a quorum has confirmed it, and what it had committed is applied here.

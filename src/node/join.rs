@@ -145,7 +145,7 @@ impl Inner {
     }
 
     /// Brings a member into the membership, or its addresses up to date.
-    async fn admit(&self, id: MemberId, member: MemberInfo, returns: bool) -> Result<(), NodeError> {
+    pub(super) async fn admit(&self, id: MemberId, member: MemberInfo, returns: bool) -> Result<(), NodeError> {
         let _one_at_a_time = self.membership_change.lock().await;
         let members = self.members_by_id();
         if let Some((other, _)) = members.iter().find(|(other, info)| info.name == member.name && **other != id) {

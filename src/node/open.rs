@@ -288,9 +288,8 @@ async fn open(
     tokio::spawn(reads::run(inner.clone(), reads_rx));
     if belonging.founder {
         inner.initialize().await?;
-    } else {
-        tokio::spawn(announce(inner.clone()));
     }
+    tokio::spawn(announce(inner.clone()));
     Ok(Node(inner))
 }
 
@@ -334,6 +333,11 @@ async fn announce(inner: Arc<Inner>) {
         let members = inner.members_by_id();
         match members.get(&inner.id) {
             Some(known) if known.peer_url == inner.info.peer_url && known.client_url == inner.info.client_url => return,
+            Some(_) if inner.view().leads => {
+                if let Err(e) = inner.admit(inner.id, inner.info.clone(), true).await {
+                    tracing::debug!(error = %e, "new addresses are not in the membership yet");
+                }
+            }
             Some(_) => {
                 let request = JoinRequest::new(inner.id, inner.info.clone(), Some(cluster));
                 for (_, member) in members.iter().filter(|(id, _)| **id != inner.id) {

@@ -76,7 +76,10 @@ impl Inner {
         }
         match self.http.identity().check_request(headers) {
             Ok(_) => Ok(()),
-            Err(e) => Err((StatusCode::MISDIRECTED_REQUEST, e.to_string())),
+            Err(e) => {
+                self.http.identity().note_refusal(e.to_string());
+                Err((StatusCode::MISDIRECTED_REQUEST, e.to_string()))
+            }
         }
     }
 
@@ -163,11 +166,11 @@ impl super::Node {
     }
 
     /// Whether a peer may open an append stream: the headers to answer with, or the refusal.
-    pub fn check_append_stream(&self, headers: &HeaderMap) -> Result<HeaderMap, PeerReply> {
+    pub fn check_append_stream(&self, headers: &HeaderMap) -> Result<HeaderMap, Box<PeerReply>> {
         let own = self.0.http.identity().headers(None);
         match self.0.check_peer(headers) {
             Ok(()) => Ok(own),
-            Err((status, why)) => Err(PeerReply { status, headers: own, body: why.into() }),
+            Err((status, why)) => Err(Box::new(PeerReply { status, headers: own, body: why.into() })),
         }
     }
 }

@@ -5,8 +5,10 @@
 //! openraft fences nothing by itself: one heartbeat of a member of a lost branch of history is enough to destroy
 //! acknowledged data. A refusal carries no vote. Only the handshake of a member that joins is exempt.
 
+use std::time::{Duration, Instant};
+
 use http::{HeaderMap, HeaderName, HeaderValue};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 
 use crate::model::{ClusterId, MemberId, TimelineId, format_member_id, parse_member_id};
@@ -28,7 +30,21 @@ pub struct Identity {
     /// Its cluster.
     pub cluster: ClusterId,
     timeline: RwLock<TimelineId>,
+    refusal: Mutex<Option<Refusal>>,
 }
+
+/// The last time that a message was refused, by this member or by another.
+#[derive(Debug)]
+struct Refusal {
+    at: Instant,
+    logged_at: Instant,
+    why: String,
+}
+
+/// A refusal is logged at most so often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// For so long a refusal is worth telling to whoever asks why this member is not ready.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// Why a message of another member was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -74,12 +90,33 @@ pub enum FenceError {
 impl Identity {
     /// The identity of a member that belongs to a cluster.
     pub fn new(member: MemberId, cluster: ClusterId, timeline: TimelineId) -> Identity {
-        Identity { member, cluster, timeline: RwLock::new(timeline) }
+        Identity { member, cluster, timeline: RwLock::new(timeline), refusal: Mutex::new(None) }
     }
 
     /// The timeline this member is on.
     pub fn timeline(&self) -> TimelineId {
         *self.timeline.read()
+    }
+
+    /// Notes that a message was refused, here or by the member it was for: people must be able to see why members do not
+    /// speak to each other.
+    pub fn note_refusal(&self, why: String) {
+        let mut refusal = self.refusal.lock();
+        let now = Instant::now();
+        let logged_at = match &*refusal {
+            Some(last) if last.why == why && now - last.logged_at < LOG_EVERY => last.logged_at,
+            _ => {
+                tracing::warn!(why, "a message between members was refused");
+                now
+            }
+        };
+        *refusal = Some(Refusal { at: now, logged_at, why });
+    }
+
+    /// Why a message was refused in the last seconds.
+    pub fn recent_refusal(&self) -> Option<String> {
+        let refusal = self.refusal.lock();
+        refusal.as_ref().filter(|refusal| refusal.at.elapsed() < RECENT).map(|refusal| refusal.why.clone())
     }
 
     /// The headers that go with every message and every reply; `to` is the receiver of a request.

@@ -220,10 +220,17 @@ impl PeerHttp {
         let status = response.status().as_u16();
         if status != expected {
             let body = response.text().await.unwrap_or_else(|e| format!("(its body cannot be read: {e})"));
+            if status == http::StatusCode::MISDIRECTED_REQUEST.as_u16() {
+                self.identity.note_refusal(format!("{url} refused: {body}"));
+            }
             return Err(PeerError::Status { url: url.to_string(), status, body });
         }
-        let checked = self.identity.check_reply(response.headers(), to);
-        checked.map_err(|source| PeerError::Fenced { url: url.to_string(), source })?;
-        Ok(response)
+        match self.identity.check_reply(response.headers(), to) {
+            Ok(()) => Ok(response),
+            Err(source) => {
+                self.identity.note_refusal(format!("the answer of {url}: {source}"));
+                Err(PeerError::Fenced { url: url.to_string(), source })
+            }
+        }
     }
 }

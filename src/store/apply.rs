@@ -15,13 +15,19 @@ use bytes::Bytes;
 
 use super::state::{Body, index_end, index_key};
 use super::{StoreConfig, StoreError, system};
-use crate::history::{ChainHash, Frame, FrameBuilder, FrameHead, FrameOp, FrameOutcome};
+use crate::history::{Frame, FrameBuilder, FrameHead, FrameOp, FrameOutcome};
 use crate::index::{IndexEntry, IndexError, IndexKey};
 use crate::model::codec::DecodeError;
 use crate::model::{
-    Command, Entry, EntryKind, Guard, KeyMeta, KeySpace, LogId, OpResult, Outcome, Revision, WriteCommand, WriteOp,
+    ChainHash, Command, Entry, EntryKind, Guard, KeyMeta, KeySpace, LogId, OpResult, Outcome, Revision, WriteCommand,
+    WriteOp,
 };
 
+/// A range delete of more keys than this is refused, because one frame has to hold them all. Part of the format: every
+/// member must refuse the same, for ever.
+pub(super) const MAX_RANGE_DELETE_KEYS: usize = 100_000;
+/// The same for the bytes of these keys.
+const MAX_RANGE_DELETE_BYTES: usize = 32 << 20;
 /// How many keys a range delete looks at in one step.
 const SCAN_ENTRIES: usize = 1024;
 
@@ -139,7 +145,12 @@ impl Applier {
                     OpResult::Deleted { count: u64::from(previous.is_some()), previous }
                 }
                 WriteOp::DeleteRange { space, start, end } => {
-                    let count = self.delete_range(body, revision, space, &start, end.as_deref())?;
+                    let Some(count) = self.delete_range(body, revision, space, &start, end.as_deref())? else {
+                        self.builder.start();
+                        self.changes.clear();
+                        let outcome = Outcome::TooLarge { revision: before.revision };
+                        return Ok(Done { outcome, frame_outcome: FrameOutcome::Refused, time_ms, system: false });
+                    };
                     OpResult::Deleted { count, previous: None }
                 }
             });
@@ -216,7 +227,7 @@ impl Applier {
         self.changes.set(&self.key, IndexEntry::tombstone(revision), before);
     }
 
-    /// Deletes all keys of a range, in their order; returns how many.
+    /// Deletes all keys of a range, in their order; returns how many, or none when they are too many.
     fn delete_range(
         &mut self,
         body: &Body,
@@ -224,7 +235,7 @@ impl Applier {
         space: KeySpace,
         start: &[u8],
         end: Option<&[u8]>,
-    ) -> Result<u64, IndexError> {
+    ) -> Result<Option<u64>, IndexError> {
         let (mut start, end) = (index_key(space, start), index_end(space, end));
         // What the operations before this one changed, as the scan does not see it.
         let mut doomed: BTreeMap<IndexKey, Option<IndexEntry>> = BTreeMap::new();
@@ -233,12 +244,17 @@ impl Applier {
                 doomed.insert(change.key.clone(), change.before);
             }
         }
+        let mut bytes: usize = doomed.keys().map(|key| key.len()).sum();
         loop {
             let chunk = body.scan(&start, &end, SCAN_ENTRIES)?;
             for (key, entry) in chunk.entries {
                 if entry.live.is_some() && self.changes.get(&key).is_none() {
+                    bytes += key.len();
                     doomed.insert(key, Some(entry));
                 }
+            }
+            if doomed.len() > MAX_RANGE_DELETE_KEYS || bytes > MAX_RANGE_DELETE_BYTES {
+                return Ok(None);
             }
             match chunk.next {
                 Some(next) => start = next,
@@ -252,7 +268,7 @@ impl Applier {
             let key = Bytes::from(key).slice(1..);
             self.tombstone(revision, space, key, before);
         }
-        Ok(count)
+        Ok(Some(count))
     }
 
     fn finish(&mut self, before: &Before, kind: EntryKind, log_id: LogId, done: &Done) -> Result<Frame, DecodeError> {

@@ -50,9 +50,9 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::files::Disk;
-use crate::history::{ChainHash, Frame, Head, HistoryError, Sealed, TableCache};
+use crate::history::{Frame, Head, HistoryError, Sealed, TableCache};
 use crate::index::IndexKind;
-use crate::model::{ClusterId, Entry, KeyMeta, KeySpace, LogId, Outcome, Revision, Timeline};
+use crate::model::{ChainHash, ClusterId, Entry, KeyMeta, KeySpace, LogId, Outcome, Revision, Timeline};
 
 use apply::Applier;
 pub use error::{ReadError, StoreError};

@@ -11,9 +11,9 @@ use super::filter::KeyFilter;
 use super::overlay::Overlay;
 use super::state::{Body, State};
 use super::{StoreConfig, StoreError};
-use crate::history::{ChainHash, FrameOp, Head, HistoryError, Point, Sealed, TableCache};
+use crate::history::{FrameOp, Head, HistoryError, Point, Sealed, TableCache};
 use crate::index::{Contents, Index, IndexEntry, IndexKind, IndexMeta};
-use crate::model::KeyMeta;
+use crate::model::{ChainHash, KeyMeta};
 
 /// How many entries the check of an index reads in one step.
 const SCAN_ENTRIES: usize = 4096;

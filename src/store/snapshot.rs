@@ -14,7 +14,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Inner, StoreError};
-use crate::history::{ChainHash, Head, Point, Sealed};
+use crate::history::{Head, Point, Sealed};
+use crate::model::ChainHash;
 use crate::model::codec::Reader;
 
 pub(super) const MAGIC: &[u8; 4] = b"LBSN";

@@ -137,7 +137,7 @@ impl Pair {
                 self.look_at_key(key.clone(), Some(revision - 1), revision - 1);
             }
         }
-        let mut chain = crate::history::ChainHash::default();
+        let mut chain = crate::model::ChainHash::default();
         for (at, (entry, expected)) in oracle.entries.iter().zip(&oracle.expected).enumerate() {
             let frame = store.frame_at(at as u64).unwrap().expect("every entry has a frame");
             assert_eq!(frame.head().log_id, entry.log_id);

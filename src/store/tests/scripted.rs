@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
+use super::super::apply::MAX_RANGE_DELETE_KEYS;
 use super::{DIR, open, small};
 use crate::files::sim::SimDisk;
 use crate::history::{Frame, Manifest};
@@ -93,6 +94,26 @@ fn a_key_written_twice_in_one_transaction_keeps_the_last() {
     apply(&store, vec![delete("a"), put("a", "3")]);
     let found = store.get_meta(KeySpace::User, b"a", None).unwrap().unwrap();
     assert_eq!((found.create_revision, found.version), (3, 1));
+}
+
+#[test]
+fn a_range_delete_of_too_many_keys_does_nothing_on_any_member() {
+    let store = memory();
+    let total = MAX_RANGE_DELETE_KEYS + 1;
+    for chunk in (0..total).collect::<Vec<_>>().chunks(10_000) {
+        apply(&store, chunk.iter().map(|n| put(&format!("{n:06}"), "")).collect());
+        store.seal_all(u64::MAX).unwrap();
+        store.flush_index().unwrap();
+    }
+    let revision = store.revision();
+    let all = || WriteOp::DeleteRange { space: KeySpace::User, start: Bytes::new(), end: None };
+    // What the transaction did before the deletion is undone with it.
+    assert_eq!(apply(&store, vec![put("x", "1"), all()]), Outcome::TooLarge { revision });
+    assert_eq!((store.revision(), value(&store, "x", None)), (revision, None));
+    assert_eq!(value(&store, "000000", None), Some(Bytes::new()));
+    apply(&store, vec![delete("000000")]);
+    let Outcome::Written { results, .. } = apply(&store, vec![all()]) else { panic!("not written") };
+    assert_eq!(results, [OpResult::Deleted { count: MAX_RANGE_DELETE_KEYS as u64, previous: None }]);
 }
 
 #[test]
