@@ -258,8 +258,12 @@ fn members_of_different_clusters_refuse_each_other() {
     cluster.put_until_done(0, "whose", "old");
     cluster.wait_converged();
     let old = cluster.status(1).unwrap()["cluster"]["id"].clone();
+    // Cleanly, so that each knows afterwards what was committed and shows it to stale reads.
     for member in [0, 1, 2] {
-        cluster.kill(member);
+        cluster.ask_to_stop(member);
+    }
+    for member in [0, 1, 2] {
+        assert!(cluster.wait_exit(member).success());
     }
     std::fs::rename(&cluster.member(0).data, cluster.path().join("n1-of-old")).unwrap();
 
