@@ -19,10 +19,9 @@ use std::time::Duration;
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::http::server::{ServerOptions, serve_router};
+use crate::http::server::{ServerOptions, StopSignal, serve_router};
 use crate::http::{EdgeOptions, peer, serve_clients, serve_waiting};
 use crate::metrics::{ConnectionCounts, Metrics};
 use crate::node::{Addresses, Node};
@@ -30,8 +29,8 @@ use crate::node::{Addresses, Node};
 /// The edge is given every core but one, which is Raft's; more threads than this do not help it.
 const EDGE_THREADS_MAX: usize = 4;
 
-/// After a hand-over, how long the other members have to learn who leads now.
-const LEARN: Duration = Duration::from_millis(500);
+/// How long clients and members have to go elsewhere before the listeners of a member that stops close.
+const ANNOUNCE: Duration = Duration::from_millis(500);
 
 /// A running member.
 pub struct Member {
@@ -41,8 +40,8 @@ pub struct Member {
     _edge: EdgeRuntime,
     clients: JoinHandle<()>,
     peers: JoinHandle<()>,
-    stop_clients: CancellationToken,
-    stop_peers: CancellationToken,
+    stop_clients: StopSignal,
+    stop_peers: StopSignal,
 }
 
 impl Member {
@@ -54,16 +53,16 @@ impl Member {
             Addresses { client_url: config.client_url_or(client_address), peer_url: config.peer_url_or(peer_address) };
         let edge = EdgeRuntime::new()?;
         let metrics = Arc::new(Metrics::new());
-        let waiting = CancellationToken::new();
+        let waiting = StopSignal::default();
         let answering = client_listener.try_clone().map_err(|e| format!("client_listen: {e}"))?;
         let counts = metrics.http.connections.clone();
         let waits = edge.handle.spawn(serve_while_waiting(answering, counts, waiting.clone()));
         let node = Node::start(config, addresses.clone(), metrics).await;
-        waiting.cancel();
+        waiting.stop();
         let node = node.map_err(|error| error.to_string())?;
         // Its connections are closed by now or hold a request that is being answered: nobody has to wait for them.
         drop(waits);
-        let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+        let (stop_clients, stop_peers) = (StopSignal::default(), StopSignal::default());
         let peers = node.runtime().spawn(serve_peers(peer_listener, node.clone(), stop_peers.clone()));
         let clients = edge.handle.spawn(serve_edge(client_listener, node.clone(), stop_clients.clone()));
         Ok(Member { node, addresses, _edge: edge, clients, peers, stop_clients, stop_peers })
@@ -90,16 +89,20 @@ impl Member {
 
     /// Drains and stops it; a leader hands over first if told to.
     ///
-    /// After a hand-over members go on answering each other for [`LEARN`]: writes that another member forwarded here are
-    /// told "not applied" instead of meeting a broken connection, which would leave their fate unknown.
+    /// Unless all members stop together, it then announces the stop for [`ANNOUNCE`]: writes, forwarded ones too, are
+    /// told "not applied" and every reply ends its connection, so that clients and members have gone elsewhere before the
+    /// listeners close. A request that met a closing listener would leave its fate unknown.
     pub async fn stop(mut self, hand_over: bool) -> Result<(), String> {
-        let handed_over = hand_over && self.node.step_down().await;
-        self.stop_clients.cancel();
-        ended("clients", &mut self.clients).await;
-        if handed_over {
-            tokio::time::sleep(LEARN).await;
+        if hand_over {
+            self.node.step_down().await;
+            self.node.refuse_writes();
+            self.stop_clients.announce();
+            self.stop_peers.announce();
+            tokio::time::sleep(ANNOUNCE).await;
         }
-        self.stop_peers.cancel();
+        self.stop_clients.stop();
+        ended("clients", &mut self.clients).await;
+        self.stop_peers.stop();
         ended("peers", &mut self.peers).await;
         self.node.close().await
     }
@@ -151,21 +154,21 @@ fn bind(setting: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr),
     bound().map_err(|error: std::io::Error| format!("{setting} {address}: {error}"))
 }
 
-async fn serve_while_waiting(listener: TcpListener, counts: Arc<ConnectionCounts>, stop: CancellationToken) {
+async fn serve_while_waiting(listener: TcpListener, counts: Arc<ConnectionCounts>, stop: StopSignal) {
     match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => serve_waiting(listener, counts, stop).await,
         Err(error) => tracing::error!(%error, "the clients' listener cannot be used"),
     }
 }
 
-async fn serve_edge(listener: TcpListener, node: Node, stop: CancellationToken) {
+async fn serve_edge(listener: TcpListener, node: Node, stop: StopSignal) {
     match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => serve_clients(listener, node, EdgeOptions::default(), stop).await,
         Err(error) => tracing::error!(%error, "the clients' listener cannot be used"),
     }
 }
 
-async fn serve_peers(listener: TcpListener, node: Node, stop: CancellationToken) {
+async fn serve_peers(listener: TcpListener, node: Node, stop: StopSignal) {
     match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => {
             let counts = Arc::new(ConnectionCounts::default());

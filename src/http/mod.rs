@@ -33,6 +33,7 @@ mod problem;
 pub mod server;
 mod waiting;
 
+use server::StopSignal;
 pub use waiting::serve_waiting;
 
 use std::convert::Infallible;
@@ -49,7 +50,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use self::body::{EdgeBody, Source};
 use self::extract::{Consistency, RequestHeaders};
@@ -94,7 +94,7 @@ impl Default for EdgeOptions {
 
 /// Serves clients of `node` on `listener` until `stop`, then until their requests are answered or the drain timeout has
 /// passed.
-pub async fn serve_clients(listener: TcpListener, node: Node, options: EdgeOptions, stop: CancellationToken) {
+pub async fn serve_clients(listener: TcpListener, node: Node, options: EdgeOptions, stop: StopSignal) {
     let counts = node.metrics().http.connections.clone();
     let server = options.server.clone();
     let edge = Edge::new(node, &options);

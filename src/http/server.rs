@@ -14,8 +14,10 @@
 //! The watch looks only four times in a header timeout, so limits are kept to within a quarter of it; in exchange a
 //! request costs no timer, where hyper's own header timeout makes and drops one each time.
 //!
-//! When the member stops, nothing new is accepted, requests that have begun are answered, and after
-//! [`ServerOptions::drain_timeout`] what is left is cut. Proven by `server/tests.rs`, over sockets.
+//! A member stops in two steps ([`StopSignal`]). Announced: everything is still served, and every reply ends its
+//! connection, so that clients go elsewhere by themselves. Stopped: what the operating system has accepted by then is
+//! taken, nothing more, requests that have begun are answered, and after [`ServerOptions::drain_timeout`] what is left is
+//! cut. Proven by `server/tests.rs`, over sockets.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,9 +29,10 @@ use std::time::Duration;
 use axum::Router;
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -49,6 +52,8 @@ mod tests;
 pub const MAX_HEAD_BYTES: usize = 128 << 10;
 /// How long accepting pauses when the process has no file descriptor left for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After the stop at most so many connections that the operating system has already accepted are taken over.
+const LAST_CONNECTIONS: usize = 1024;
 /// The limits of a listener.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -73,13 +78,33 @@ impl Default for ServerOptions {
     }
 }
 
+/// Tells a listener to stop: first that it will, then that it shall. Cloning gives another handle.
+#[derive(Debug, Clone, Default)]
+pub struct StopSignal {
+    announced: CancellationToken,
+    stopped: CancellationToken,
+}
+
+impl StopSignal {
+    /// From now on every reply ends its connection.
+    pub fn announce(&self) {
+        self.announced.cancel();
+    }
+
+    /// From now on nothing new is accepted.
+    pub fn stop(&self) {
+        self.announced.cancel();
+        self.stopped.cancel();
+    }
+}
+
 /// Serves an axum router: see [`serve`].
 pub async fn serve_router(
     listener: TcpListener,
     router: Router,
     options: ServerOptions,
     counts: Arc<ConnectionCounts>,
-    stop: CancellationToken,
+    stop: StopSignal,
 ) {
     serve(listener, TowerToHyperService::new(router), options, counts, stop).await;
 }
@@ -92,7 +117,7 @@ pub async fn serve<S, B>(
     service: S,
     options: ServerOptions,
     counts: Arc<ConnectionCounts>,
-    stop: CancellationToken,
+    stop: StopSignal,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -101,11 +126,16 @@ pub async fn serve<S, B>(
 {
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    loop {
+    let mut left_to_take = LAST_CONNECTIONS;
+    while left_to_take > 0 {
+        if stop.stopped.is_cancelled() {
+            left_to_take -= 1;
+        }
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            // Before the end, so that what was accepted for us is served: its client cannot tell that it was not.
             accepted = listener.accept() => accepted,
+            () = stop.stopped.cancelled() => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -164,7 +194,7 @@ fn refuse(stream: TcpStream) {
 }
 
 /// Serves one connection until it ends, is idle or slow for too long, or `stop` and its last reply.
-async fn connection<S, B>(stream: TcpStream, service: S, options: &ServerOptions, stop: CancellationToken)
+async fn connection<S, B>(stream: TcpStream, service: S, options: &ServerOptions, stop: StopSignal)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -176,13 +206,19 @@ where
         return;
     }
     let activity = Arc::new(Activity::default());
-    let counted = activity.clone();
+    let (counted, announced) = (activity.clone(), stop.announced.clone());
     let service = service_fn(move |request| {
         counted.request_begins();
-        let (reply, counted) = (service.call(request), counted.clone());
+        let (reply, counted, announced) = (service.call(request), counted.clone(), announced.clone());
         async move {
-            let reply = reply.await;
+            let mut reply = reply.await;
             counted.request_ends();
+            if announced.is_cancelled()
+                && let Ok(reply) = &mut reply
+                && reply.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             reply
         }
     });
@@ -195,7 +231,7 @@ where
         .serve_connection(TokioIo::new(Meter::new(stream, activity.clone())), service)
         .with_upgrades();
     let mut http = pin!(http);
-    let mut stopped = pin!(stop.cancelled());
+    let mut stopped = pin!(stop.stopped.cancelled());
     let mut stopping = false;
     let mut watch = Watch::new(activity, options.header_timeout, options.idle_timeout, Instant::now().into_std());
     let mut tick = pin!(sleep(watch.interval()));

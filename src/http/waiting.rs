@@ -11,17 +11,16 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::problem::{Asked, Failure};
-use super::server::{self, ServerOptions};
+use super::server::{self, ServerOptions, StopSignal};
 use super::{Reply, json_reply};
 use crate::api::Health;
 use crate::metrics::ConnectionCounts;
 use crate::node::NodeError;
 
 /// Answers on `listener` until `stop`.
-pub async fn serve_waiting(listener: TcpListener, counts: Arc<ConnectionCounts>, stop: CancellationToken) {
+pub async fn serve_waiting(listener: TcpListener, counts: Arc<ConnectionCounts>, stop: StopSignal) {
     let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request)) });
     server::serve(listener, service, ServerOptions::default(), counts, stop).await;
 }

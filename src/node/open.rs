@@ -110,6 +110,11 @@ impl Node {
         result
     }
 
+    /// Refuses every write from now on, before it is proposed; the member is not ready any more.
+    pub fn refuse_writes(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Hands leadership to another voter, if this member leads and another can; the first step of a clean stop.
     /// Says whether another leads now.
     pub async fn step_down(&self) -> bool {

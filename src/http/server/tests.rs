@@ -14,7 +14,7 @@ use super::*;
 /// A listener whose service answers `/` at once and `/held` when it is let go.
 struct Listening {
     address: SocketAddr,
-    stop: CancellationToken,
+    stop: StopSignal,
     served: tokio::task::JoinHandle<()>,
     counts: Arc<ConnectionCounts>,
     held: Arc<AtomicU64>,
@@ -24,7 +24,7 @@ struct Listening {
 async fn listen(options: ServerOptions) -> Listening {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (stop, counts) = (CancellationToken::new(), Arc::new(ConnectionCounts::default()));
+    let (stop, counts) = (StopSignal::default(), Arc::new(ConnectionCounts::default()));
     let (held, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
     let (counter, gate) = (held.clone(), let_go.clone());
     let service = service_fn(move |request: Request<Incoming>| {
@@ -159,7 +159,7 @@ async fn stopping_answers_what_has_begun_and_accepts_nothing_more() {
     let mut busy = Wire::connect(listening.address).await;
     busy.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").await;
     listening.until_held(1).await;
-    listening.stop.cancel();
+    listening.stop.stop();
     assert!(idle.is_closed().await);
     listening.let_go.add_permits(1);
     let answer = busy.answer(false).await;
@@ -171,13 +171,29 @@ async fn stopping_answers_what_has_begun_and_accepts_nothing_more() {
 }
 
 #[tokio::test]
+async fn an_announced_stop_serves_on_and_ends_each_connection_with_its_reply() {
+    let listening = listen(ServerOptions::default()).await;
+    let mut kept = Wire::connect(listening.address).await;
+    assert_eq!(kept.get("/").await.status, 200);
+    assert_eq!(kept.get("/").await.status, 200, "the connection is kept");
+    listening.stop.announce();
+    for mut wire in [kept, Wire::connect(listening.address).await] {
+        let answer = wire.get("/").await;
+        assert_eq!((answer.status, answer.header("connection")), (200, "close"));
+        assert!(wire.is_closed().await);
+    }
+    listening.stop.stop();
+    listening.ended().await;
+}
+
+#[tokio::test]
 async fn what_does_not_end_in_time_is_cut() {
     let options = ServerOptions { drain_timeout: Duration::from_millis(20), ..ServerOptions::default() };
     let listening = listen(options).await;
     let mut busy = Wire::connect(listening.address).await;
     busy.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").await;
     listening.until_held(1).await;
-    listening.stop.cancel();
+    listening.stop.stop();
     assert!(busy.is_closed().await);
     listening.ended().await;
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
+use super::server::StopSignal;
 use super::wire::{PATIENCE, Wire};
 use super::{EdgeOptions, serve_clients};
 use crate::config::Config;
@@ -21,7 +21,7 @@ use crate::node::{Addresses, HealthCheck, Node};
 struct Member {
     node: Node,
     address: SocketAddr,
-    stop: CancellationToken,
+    stop: StopSignal,
     served: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
@@ -48,7 +48,7 @@ async fn start_with(options: EdgeOptions) -> Member {
         assert!(tokio::time::Instant::now() < deadline, "the member never became ready: {why}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let stop = CancellationToken::new();
+    let stop = StopSignal::default();
     let served = tokio::spawn(serve_clients(listener, node.clone(), options, stop.clone()));
     Member { node, address, stop, served, _dir: dir }
 }
@@ -59,7 +59,7 @@ impl Member {
     }
 
     async fn stop(self) {
-        self.stop.cancel();
+        self.stop.stop();
         tokio::time::timeout(PATIENCE, self.served).await.expect("the edge ends").unwrap();
         self.node.stop().await.unwrap();
     }
