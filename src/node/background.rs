@@ -11,7 +11,7 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{oneshot, watch};
 
 use super::view::View;
-use super::{Inner, Waiting};
+use super::{Inner, Waiting, peer_path};
 use crate::model::{Command, MemberRole};
 use crate::store::Store;
 use crate::wal::Wal;
@@ -144,8 +144,11 @@ pub async fn watch_failure(inner: Arc<Inner>) {
     }
 }
 
-/// Asks for a ReadIndex now and then, so that the lag is known without readers.
+/// Asks for a ReadIndex now and then, so that the lag is known without readers. A member that gets no answer to it asks
+/// the others in turn: not for what they know, but so that it notices when they refuse it (a mirror sends nothing by
+/// itself, and would never learn that its peers belong to another cluster).
 pub async fn probe_lag(inner: Arc<Inner>) {
+    let mut turn = 0;
     let pause = inner.probe_interval();
     let mut tick = tokio::time::interval(pause);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -154,7 +157,18 @@ pub async fn probe_lag(inner: Arc<Inner>) {
         if inner.lag.get().is_some_and(|lag| lag < pause) {
             continue;
         }
-        let _unknown_stays_unknown = inner.read_index(false).await;
+        if inner.read_index(false).await.is_err() {
+            let others: Vec<_> = inner.members_by_id().into_iter().filter(|(id, _)| *id != inner.id).collect();
+            if let Some((id, info)) = others.get(turn % others.len().max(1)) {
+                let asked = inner.http.post(*id, &info.peer_url, peer_path::READ_INDEX, "{}", inner.election_max).await;
+                tracing::trace!(
+                    peer = info.name,
+                    heard = asked.is_ok(),
+                    "asked a member whether it speaks to this one"
+                );
+            }
+            turn += 1;
+        }
     }
 }
 
