@@ -91,6 +91,8 @@ fn a_snapshot_is_of_one_moment_while_the_store_goes_on() {
     let mut seeded = Seeded::new();
     let disk = SimDisk::new();
     let mut source = pair(&mut seeded, &disk, 60);
+    // So that the snapshot has a segment to hold, whatever was generated.
+    source.store.seal_all(source.last_index()).unwrap();
     let expected = stream(&source.store);
     let mut snapshot = source.store.snapshot().unwrap();
     let mut bytes = snapshot.next_chunk().unwrap().unwrap().to_vec();
