@@ -24,6 +24,9 @@ struct Member {
 
 /// Starts a member in `dir`; without a peer to join it founds a cluster. `listen` keeps the address over a restart.
 async fn start(name: &str, role: MemberRole, dir: &Path, join: Option<&str>, listen: Option<SocketAddr>) -> Member {
+    // Shown when the test fails; the first of the tests in this process sets it up.
+    let _ =
+        tracing_subscriber::fmt().with_env_filter("info,openraft=error").with_test_writer().with_ansi(false).try_init();
     let listener = tokio::net::TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await.unwrap();
     let peer_url = format!("http://{}", listener.local_addr().unwrap());
     let config = Config {

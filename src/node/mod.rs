@@ -38,6 +38,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::api;
 use crate::metrics::Metrics;
 use crate::model::{ClusterId, Command, LogId, MemberId, Outcome, TimelineId, WriteCommand};
+use crate::raft::network::AddressBook;
 use crate::raft::peer_http::PeerHttp;
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
@@ -84,6 +85,7 @@ pub(crate) struct Inner {
     raft: Raft,
     service: PeerService,
     http: PeerHttp,
+    peer_addresses: Arc<AddressBook>,
     limits: Limits,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -249,6 +251,9 @@ impl Inner {
 
     /// Puts a new view in place; gives the one before.
     fn set_view(&self, view: View) -> Arc<View> {
+        for member in &view.members {
+            self.peer_addresses.set(member.id, &member.peer_url);
+        }
         std::mem::replace(&mut *self.view.write(), Arc::new(view))
     }
 

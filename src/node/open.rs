@@ -31,7 +31,7 @@ use crate::model::new_random_id;
 use crate::raft::fence::Identity;
 use crate::raft::log::Log;
 use crate::raft::machine::Machine;
-use crate::raft::network::{Network, NetworkTimeouts};
+use crate::raft::network::{AddressBook, Network, NetworkTimeouts};
 use crate::raft::peer_http::{PeerHttp, StrangerHttp};
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
@@ -237,7 +237,8 @@ async fn open(
         snapshot_idle: SNAPSHOT_IDLE,
     };
     let raft_config = Arc::new(raft_config(config, belonging.id.to_string())?);
-    let network = Network::new(http.clone(), timeouts);
+    let peer_addresses = Arc::new(AddressBook::default());
+    let network = Network::new(http.clone(), peer_addresses.clone(), timeouts);
     // Before Raft, which at its start applies what the log holds and may have to wait for room.
     let failure = watch::Sender::new(None);
     let on_failure = failure.clone();
@@ -251,6 +252,7 @@ async fn open(
     let inner = Arc::new(Inner {
         id,
         founder: belonging.founder,
+        peer_addresses,
         service: PeerService::new(raft.clone(), store.clone()),
         limits: Limits {
             max_value_bytes: config.max_value_bytes,

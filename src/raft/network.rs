@@ -4,6 +4,7 @@
 //! are POSTs of their own, so that none of them waits behind a full pipe. An unreachable or refusing peer is retried
 //! with a growing delay.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory};
+use parking_lot::RwLock;
 
 use super::machine::SnapshotContent;
 use super::peer_http::{PeerError, PeerHttp};
@@ -63,25 +65,45 @@ pub struct NetworkTimeouts {
     pub snapshot_idle: Duration,
 }
 
+/// Where each member is reached now. openraft keeps the client that it made for a peer when the membership gives that
+/// peer another address, so a client asks here each time that it dials.
+#[derive(Debug, Default)]
+pub struct AddressBook(RwLock<BTreeMap<MemberId, Arc<str>>>);
+
+impl AddressBook {
+    /// The member is reached at `url` from now on.
+    pub fn set(&self, member: MemberId, url: &str) {
+        if self.0.read().get(&member).is_none_or(|known| **known != *url) {
+            self.0.write().insert(member, Arc::from(url));
+        }
+    }
+
+    fn get(&self, member: MemberId) -> Option<Arc<str>> {
+        self.0.read().get(&member).cloned()
+    }
+}
+
 /// Makes a [`PeerClient`] for each peer.
 #[derive(Debug, Clone)]
 pub struct Network {
     http: PeerHttp,
+    addresses: Arc<AddressBook>,
     timeouts: NetworkTimeouts,
 }
 
 impl Network {
-    /// A network that dials through `http`.
-    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts) -> Network {
-        Network { http, timeouts }
+    /// A network that dials through `http` where `addresses` says.
+    pub fn new(http: PeerHttp, addresses: Arc<AddressBook>, timeouts: NetworkTimeouts) -> Network {
+        Network { http, addresses, timeouts }
     }
 
     fn client(&self, target: MemberId, info: &MemberInfo, heartbeat: bool) -> PeerClient {
+        self.addresses.set(target, &info.peer_url);
         PeerClient {
             http: self.http.clone(),
             timeouts: self.timeouts,
             target,
-            url: Arc::from(info.peer_url.as_str()),
+            addresses: self.addresses.clone(),
             heartbeat,
         }
     }
@@ -105,12 +127,17 @@ pub struct PeerClient {
     http: PeerHttp,
     timeouts: NetworkTimeouts,
     target: MemberId,
-    url: Arc<str>,
+    addresses: Arc<AddressBook>,
     /// Whether appends are single POSTs instead of a stream.
     heartbeat: bool,
 }
 
 impl PeerClient {
+    /// Where the peer is now.
+    fn url(&self) -> Arc<str> {
+        self.addresses.get(self.target).expect("the address was entered when this client was made")
+    }
+
     fn rpc_error(&self, error: PeerError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
         match error {
             PeerError::Timeout { .. } => {
@@ -132,7 +159,7 @@ impl PeerClient {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let timeout = self.timeouts.control;
         let message = wire::VoteMessage::from_raft(&request);
-        let answer = self.http.post_json::<wire::VoteAnswer>(self.target, &self.url, path, &message, timeout).await;
+        let answer = self.http.post_json::<wire::VoteAnswer>(self.target, &self.url(), path, &message, timeout).await;
         Ok(answer.map_err(|e| self.rpc_error(e, RPCTypes::Vote, timeout))?.into_raft())
     }
 
@@ -143,13 +170,13 @@ impl PeerClient {
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
         let mut out = Vec::with_capacity(128);
         wire::put_append(&mut out, &request);
-        let answer = self.http.post(self.target, &self.url, path::APPEND, out, timeout).await;
+        let answer = self.http.post(self.target, &self.url(), path::APPEND, out, timeout).await;
         let answer = answer.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
         let frame = wire::take_frame(&mut BytesMut::from(answer));
         match frame.map(|frame| frame.map(wire::read_append_answer)) {
             Ok(Some(Ok(answer))) => Ok(answer),
             other => Err(self.rpc_error(
-                PeerError::Malformed { url: self.url.to_string(), detail: format!("{other:?}") },
+                PeerError::Malformed { url: self.url().to_string(), detail: format!("{other:?}") },
                 RPCTypes::AppendEntries,
                 timeout,
             )),
@@ -203,11 +230,13 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
             let timeout = self.timeouts.append_idle;
-            let dialled =
-                self.http.upgrade(self.target, &self.url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
+            let dialled = self
+                .http
+                .upgrade(self.target, &self.url(), path::APPEND_STREAM, append_stream::PROTOCOL, timeout)
+                .await;
             let io = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
-            tracing::debug!(peer = %self.url, "append stream opened");
-            let (target, url) = (self.target, self.url.clone());
+            tracing::debug!(peer = %self.url(), "append stream opened");
+            let (target, url) = (self.target, self.url());
             let answers = append_stream::send(first, input, io, timeout).map(move |answer| {
                 answer.map_err(|e| {
                     tracing::debug!(peer = %url, target, error = %e, "append stream ended");
@@ -231,7 +260,7 @@ impl NetTransferLeader<TypeConfig> for PeerClient {
             to: *request.to_node_id(),
             last_log_id: request.last_log_id().map(from_raft_log_id),
         };
-        let answer = self.http.post_json(self.target, &self.url, path::TRANSFER, &message, timeout).await;
+        let answer = self.http.post_json(self.target, &self.url(), path::TRANSFER, &message, timeout).await;
         Ok(match answer.map_err(|e| self.rpc_error(e, RPCTypes::TransferLeader, timeout))? {
             wire::TransferAnswer::Accepted => Ok(()),
             wire::TransferAnswer::VoteChanged { actual } => {
@@ -292,9 +321,10 @@ impl NetSnapshot<TypeConfig> for PeerClient {
             }
             polled
         });
+        let url = self.url();
         let send = self.http.post(
             self.target,
-            &self.url,
+            &url,
             path::SNAPSHOT,
             reqwest::Body::wrap_stream(body),
             // The whole transfer has no deadline: the stall watch below ends it when nothing moves.
@@ -309,7 +339,7 @@ impl NetSnapshot<TypeConfig> for PeerClient {
         let answer = tokio::select! {
             answer = send => answer,
             closed = cancel => return Err(closed.into()),
-            () = stalled => Err(PeerError::Timeout { url: self.url.to_string() }),
+            () = stalled => Err(PeerError::Timeout { url: self.url().to_string() }),
         };
         let answer: Bytes = answer.map_err(|e| self.rpc_error(e, RPCTypes::InstallSnapshot, idle))?;
         let answer: wire::SnapshotAnswer =
