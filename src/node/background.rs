@@ -3,6 +3,7 @@
 //! Sealing and flushing the index wait for disks, so they have a thread of their own; apply waits for them only when both
 //! tails are full. Everything else is a task on Raft's runtime.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::view::View;
 use super::{Inner, Waiting};
 use crate::model::{Command, MemberRole};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::wal::Wal;
 
 /// The sealing thread looks at least so often whether what it waits for has become durable.
@@ -41,8 +42,10 @@ impl Sealer {
         let (waker, seen) = (signal.clone(), signal.clone());
         store.set_waker(Box::new(move || waker.wake()));
         let thread = std::thread::Builder::new().name("sealer".into()).spawn(move || {
-            if let Err(why) = seal_loop(&store, &wal, &seen, &room) {
-                failed(format!("sealing failed: {why}"));
+            // A panic is a failure like any other: without this thread apply would wait for room for ever.
+            let ended = std::panic::catch_unwind(AssertUnwindSafe(|| seal_loop(&store, &wal, &seen, &room)));
+            if let Err(why) = ended.unwrap_or_else(|_| Err("the sealing thread has panicked".into())) {
+                failed(why);
             }
         })?;
         Ok(Sealer { signal, thread: Some(thread) })
@@ -92,15 +95,19 @@ impl SealSignal {
 }
 
 /// Seals full tails once their entries are durable, and moves sealed changes to the index. Ends with an error when the
-/// storage fails.
+/// storage fails; also when the wal has, which nobody else notices while nothing is written.
 fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender<u64>) -> Result<(), String> {
+    let failed = |e: StoreError| format!("sealing failed: {e}");
     loop {
+        if let Some(why) = wal.failure() {
+            return Err(format!("the wal has stopped: {why}"));
+        }
         let mut sealed = false;
         if let Some(durable) = wal.durable_index() {
-            sealed = store.seal(durable).map_err(|e| e.to_string())?;
+            sealed = store.seal(durable).map_err(failed)?;
         }
         if sealed || store.needs_work() {
-            store.flush_index().map_err(|e| e.to_string())?;
+            store.flush_index().map_err(failed)?;
             room.send_modify(|n| *n += 1);
         }
         let pause = if store.needs_work() { SEAL_POLL } else { Duration::from_secs(1) };
@@ -127,20 +134,19 @@ pub async fn watch_cluster(inner: Arc<Inner>) {
     }
 }
 
-/// Reports when Raft stops by itself: its storage failed.
+/// Reports when Raft stops by itself: its storage failed, or it panicked, which only shows in that it says nothing more.
 pub async fn watch_failure(inner: Arc<Inner>) {
     let mut metrics = inner.raft.metrics();
-    loop {
-        let failed = metrics.borrow_watched().running_state.clone();
-        if let Err(fatal) = failed {
-            if !inner.is_stopping() {
-                inner.fail(format!("raft stopped: {fatal}"));
-            }
-            return;
+    let why = loop {
+        if let Err(fatal) = metrics.borrow_watched().running_state.clone() {
+            break fatal.to_string();
         }
         if metrics.changed().await.is_err() {
-            return;
+            break "it ended without a word".to_string();
         }
+    };
+    if !inner.is_stopping() {
+        inner.fail(format!("raft stopped: {why}"));
     }
 }
 
