@@ -167,10 +167,11 @@ async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
 fn forward_error(url: &str, error: &PeerError) -> NodeError {
     match error {
         // No byte was sent, or the member at that address refused before it looked inside.
-        PeerError::Connect { .. } | PeerError::Status { .. } => {
+        PeerError::Connect { .. } | PeerError::Status { by_member: true, .. } => {
             NodeError::LeaderUnreachable { url: url.to_string(), detail: error.to_string() }
         }
-        PeerError::Timeout { .. }
+        PeerError::Status { .. }
+        | PeerError::Timeout { .. }
         | PeerError::Broken { .. }
         | PeerError::Fenced { .. }
         | PeerError::Malformed { .. } => NodeError::Unknown { detail: error.to_string() },
@@ -287,9 +288,10 @@ mod tests {
     #[test]
     fn only_what_was_never_sent_or_was_refused_unread_counts_as_not_applied() {
         let url = || "http://x".to_string();
-        let refused = PeerError::Status { url: url(), status: 421, body: String::new() };
-        assert!(matches!(forward_error("u", &refused), NodeError::LeaderUnreachable { .. }));
-        for lost in [PeerError::Timeout { url: url() }, PeerError::Malformed { url: url(), detail: String::new() }] {
+        let status = |status, by_member| PeerError::Status { url: url(), status, by_member, body: String::new() };
+        assert!(matches!(forward_error("u", &status(421, true)), NodeError::LeaderUnreachable { .. }));
+        let malformed = PeerError::Malformed { url: url(), detail: String::new() };
+        for lost in [status(504, false), PeerError::Timeout { url: url() }, malformed] {
             assert!(matches!(forward_error("u", &lost), NodeError::Unknown { .. }), "{lost}");
         }
     }
