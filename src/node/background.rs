@@ -3,6 +3,7 @@
 //! Sealing and flushing the index wait for disks, so they have a thread of their own; apply waits for them only when both
 //! tails are full. Everything else is a task on Raft's runtime.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -199,24 +200,38 @@ async fn found(inner: &Inner) {
     }
 }
 
+/// Makes a voter of a member that is meant to be one, has caught up and answers. A change that a leader began and did
+/// not finish is finished first: until then both sets of voters are needed for everything.
 async fn promote(inner: &Inner) {
     let metrics = inner.raft.metrics().borrow_watched().clone();
+    let membership = &metrics.membership_config;
+    if membership.membership().get_joint_config().len() > 1 {
+        return match add_voters(inner, BTreeSet::new()).await {
+            Ok(()) => tracing::info!("an unfinished change of the voters is finished"),
+            Err(error) => tracing::info!(error, "an unfinished change of the voters cannot be finished yet"),
+        };
+    }
     let Some(replication) = metrics.replication else { return };
     let last = metrics.last_log_index.unwrap_or(0);
-    let membership = &metrics.membership_config;
     let voters: Vec<u64> = membership.voter_ids().collect();
     let ready = membership.nodes().find(|(id, info)| {
         let matched = replication.get(id).cloned().flatten().map(|at| at.index);
         info.role == MemberRole::Voter
             && !voters.contains(id)
             && matched.is_some_and(|matched| matched + PROMOTE_BEHIND_ENTRIES >= last)
+            && inner.unfit(**id).is_none()
     });
     let Some((id, info)) = ready else { return };
-    let _one_at_a_time = inner.membership_change.lock().await;
-    match inner.raft.change_membership(ChangeMembers::AddVoterIds([*id].into()), true).await {
-        Ok(_) => tracing::info!(name = info.name, "member has caught up and votes now"),
-        Err(e) => tracing::info!(name = info.name, error = %e, "member cannot be made a voter yet"),
+    match add_voters(inner, [*id].into()).await {
+        Ok(()) => tracing::info!(name = info.name, "member has caught up and votes now"),
+        Err(error) => tracing::info!(name = info.name, error, "member cannot be made a voter yet"),
     }
+}
+
+async fn add_voters(inner: &Inner, ids: BTreeSet<u64>) -> Result<(), String> {
+    let _one_at_a_time = inner.membership_change.lock().await;
+    let changed = inner.raft.change_membership(ChangeMembers::AddVoterIds(ids), true).await;
+    changed.map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// Keeps the wal within its budget: seals what is applied, tells openraft that a snapshot covers it, and purges all but
