@@ -6,7 +6,8 @@
 //! grows, so the load sets the size of the batches, and no timer does.
 //!
 //! Bounds: the queue holds `write_queue` commands, past which a write is refused with nothing done; at most
-//! [`MAX_OUTSTANDING`] batches of at most [`MAX_BATCH`] commands are on their way.
+//! [`MAX_OUTSTANDING`] batches of at most [`MAX_BATCH`] commands are proposed at the same time. What is forwarded is
+//! bounded by the requests that wait for it, each for `request_timeout` at most.
 //!
 //! What the answers mean: only what provably never reached a log is told to be "not applied"; all else is unknown.
 
@@ -23,7 +24,7 @@ use crate::model::{Outcome, command};
 use crate::raft::peer_http::PeerError;
 use crate::raft::types::Proposal;
 
-/// Batches on their way at the same time.
+/// Batches proposed at the same time.
 const MAX_OUTSTANDING: usize = 4;
 /// Commands in a batch.
 const MAX_BATCH: usize = 1024;
@@ -118,28 +119,50 @@ async fn propose(inner: &Inner, batch: Vec<Waiting>, permit: OwnedSemaphorePermi
         answers.push(waiting.answer);
     }
     let mut answers = answers.into_iter();
-    let lost = |detail: String| NodeError::Unknown { detail };
-    let why = match inner.raft.client_write_many(commands).await {
-        Ok(mut results) => loop {
-            match results.next().await {
-                Some(Ok(result)) => {
-                    let Some(answer) = answers.next() else { break String::new() };
-                    let _ = answer.send(match result {
-                        Ok(written) => Ok(written.response),
-                        Err(ClientWriteError::ForwardToLeader(_)) => Err(inner.no_leader()),
-                        Err(e) => Err(lost(e.to_string())),
-                    });
-                }
-                Some(Err(fatal)) => break fatal.to_string(),
-                None => break "raft gave no answer".to_string(),
-            }
-        },
-        Err(fatal) => fatal.to_string(),
+    let detail = tokio::select! {
+        why = answer_in_order(inner, commands, &mut answers) => why,
+        () = quorum_is_gone(inner) => "no quorum has answered in time".to_string(),
     };
     for answer in answers {
-        let _ = answer.send(Err(lost(why.clone())));
+        let _ = answer.send(Err(NodeError::Unknown { detail: detail.clone() }));
     }
     drop(permit);
+}
+
+/// Proposes and hands out the answers as they come; says why the rest got none.
+async fn answer_in_order(
+    inner: &Inner,
+    commands: Vec<Proposal>,
+    answers: &mut impl Iterator<Item = oneshot::Sender<Answer>>,
+) -> String {
+    let mut results = match inner.raft.client_write_many(commands).await {
+        Ok(results) => results,
+        Err(fatal) => return fatal.to_string(),
+    };
+    loop {
+        let result = match results.next().await {
+            Some(Ok(result)) => result,
+            Some(Err(fatal)) => return fatal.to_string(),
+            None => return "raft gave no answer".to_string(),
+        };
+        let Some(answer) = answers.next() else { return String::new() };
+        let _ = answer.send(match result {
+            Ok(written) => Ok(written.response),
+            Err(ClientWriteError::ForwardToLeader(_)) => Err(inner.no_leader()),
+            Err(e) => Err(NodeError::Unknown { detail: e.to_string() }),
+        });
+    }
+}
+
+/// Waits until whoever waited for a batch has gone and no quorum confirms this member. What it has proposed then gets no
+/// answer before it meets the others again; it must not keep the next writes from hearing that there is no leader.
+async fn quorum_is_gone(inner: &Inner) {
+    loop {
+        tokio::time::sleep(inner.limits.request_timeout).await;
+        if inner.leads_with_quorum().is_err() {
+            return;
+        }
+    }
 }
 
 async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
