@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{Inner, NodeError, peer_path};
 use crate::model::codec::{DecodeError, Reader};
-use crate::model::{Outcome, command};
+use crate::model::{Command, Outcome, command};
 use crate::raft::peer_http::PeerError;
 use crate::raft::types::Proposal;
 
@@ -166,12 +166,7 @@ async fn quorum_is_gone(inner: &Inner) {
 }
 
 async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
-    let mut body = Vec::with_capacity(batch.iter().map(|w| w.command.len() + 4).sum::<usize>() + 4);
-    put_u32(&mut body, batch.len());
-    for waiting in &batch {
-        put_u32(&mut body, waiting.command.len());
-        body.extend_from_slice(&waiting.command);
-    }
+    let body = write_commands(&batch);
     let sent = inner.http.post(leader, url, peer_path::WRITE, body, inner.limits.request_timeout).await;
     let error = match sent.map(|reply| read_answers(reply, batch.len())) {
         Ok(Ok(answers)) => {
@@ -206,8 +201,21 @@ fn put_u32(out: &mut Vec<u8>, value: usize) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Takes the commands out of a message of a member that forwards them.
-pub fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
+/// Writes a message of commands: their number, then each with its length and its checksum.
+fn write_commands(batch: &[Waiting]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(batch.iter().map(|w| w.command.len() + 8).sum::<usize>() + 4);
+    put_u32(&mut out, batch.len());
+    for Waiting { command, .. } in batch {
+        put_u32(&mut out, command.len());
+        out.extend_from_slice(&crc32c::crc32c(command).to_le_bytes());
+        out.extend_from_slice(command);
+    }
+    out
+}
+
+/// Takes the commands out of a message of a member that forwards them. Each is looked at here, because one that cannot
+/// be read would stop every member that applies it.
+fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
     let mut reader = Reader::new(body);
     let count = reader.u32("count of commands")? as usize;
     if count > MAX_BATCH {
@@ -216,7 +224,15 @@ pub fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
     let mut commands = Vec::with_capacity(count);
     for _ in 0..count {
         let length = reader.u32("length of a command")? as usize;
-        commands.push(reader.take(length, "command")?);
+        let crc = reader.u32("checksum of a command")?;
+        let command = reader.take(length, "command")?;
+        if crc32c::crc32c(&command) != crc {
+            return Err(DecodeError { what: "command: wrong checksum" });
+        }
+        if !matches!(Command::decode(&command)?, Command::Write(_)) {
+            return Err(DecodeError { what: "command: not a write" });
+        }
+        commands.push(command);
     }
     reader.finish("commands: bytes after their end")?;
     Ok(commands)
@@ -293,6 +309,21 @@ pub async fn serve_forwarded(inner: &Inner, body: Bytes) -> Result<Bytes, Decode
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_forwarded_command_that_is_damaged_is_never_proposed() {
+        let waiting = |command: Bytes| Waiting { command, forwarded: false, answer: oneshot::channel().0 };
+        let command = Command::Write(Default::default()).encode();
+        let body = write_commands(&[waiting(command.clone()), waiting(command.clone())]);
+        assert_eq!(read_commands(body.clone().into()), Ok(vec![command.clone(), command.clone()]));
+        for at in 0..body.len() {
+            let mut flipped = body.clone();
+            flipped[at] ^= 1;
+            assert!(read_commands(flipped.into()).is_err(), "flip at {at}");
+        }
+        let nonsense = write_commands(&[waiting(Bytes::from_static(b"nonsense"))]);
+        assert!(read_commands(nonsense.into()).is_err());
+    }
 
     #[test]
     fn answers_come_back_in_their_order() {
