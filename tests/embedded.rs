@@ -12,7 +12,7 @@ use bytes::Bytes;
 use lifeboat::config::Config;
 use lifeboat::metrics::Metrics;
 use lifeboat::model::{Condition, Guard, KeySpace, MemberRole, OpResult, Outcome, WriteCommand, WriteOp};
-use lifeboat::node::{Addresses, HealthCheck, Node, RequestContext};
+use lifeboat::node::{Addresses, HealthCheck, Node, NodeError, RequestContext};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -34,6 +34,7 @@ async fn start(name: &str, role: MemberRole, dir: &Path, join: Option<&str>, lis
         bootstrap: join.is_none(),
         join: join.map(str::to_string).into_iter().collect(),
         wal_segment_bytes: 1 << 20,
+        request_timeout_ms: 2_000,
         ..Config::new(name, dir.join(name))
     };
     let addresses = Addresses { client_url: format!("http://client.of.{name}"), peer_url: peer_url.clone() };
@@ -188,5 +189,29 @@ async fn a_member_that_comes_back_elsewhere_tells_the_others() {
     eventually("n1 is known at its new address", || known_as(&n1.node, "n1") == n1.peer_url).await;
     eventually("m1 follows it there", || known_as(&m1.node, "n1") == n1.peer_url).await;
     m1.stop().await;
+    n1.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_without_a_quorum_says_that_nothing_is_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let n1 = start("n1", MemberRole::Voter, dir.path(), None, None).await;
+    let n2 = start("n2", MemberRole::Voter, dir.path(), Some(&n1.peer_url), None).await;
+    eventually("two voters", || voters(&n1.node) == 2 && n1.node.health(HealthCheck::Leader).is_ok()).await;
+    n2.node.close().await.unwrap();
+    n2.server.abort();
+    // More batches than may be proposed at the same time, while the leader still believes in its lease.
+    let mut lost = Vec::new();
+    for _ in 0..8 {
+        let node = n1.node.clone();
+        lost.push(tokio::spawn(async move { node.write(&ctx(), put("a", "lost")).await }));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for write in lost {
+        write.await.unwrap().unwrap_err();
+    }
+    eventually("the leader knows", || n1.node.health(HealthCheck::Leader).is_err()).await;
+    let refused = n1.node.write(&ctx(), put("a", "refused")).await.unwrap_err();
+    assert!(matches!(refused, NodeError::NoLeader { .. }), "{refused}");
     n1.stop().await;
 }

@@ -3,6 +3,8 @@
 //! Sealing and flushing the index wait for disks, so they have a thread of their own; apply waits for them only when both
 //! tails are full. Everything else is a task on Raft's runtime.
 
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::view::View;
 use super::{Inner, Waiting, peer_path};
 use crate::model::{Command, MemberRole};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::wal::Wal;
 
 /// The sealing thread looks at least so often whether what it waits for has become durable.
@@ -41,8 +43,10 @@ impl Sealer {
         let (waker, seen) = (signal.clone(), signal.clone());
         store.set_waker(Box::new(move || waker.wake()));
         let thread = std::thread::Builder::new().name("sealer".into()).spawn(move || {
-            if let Err(why) = seal_loop(&store, &wal, &seen, &room) {
-                failed(format!("sealing failed: {why}"));
+            // A panic is a failure like any other: without this thread apply would wait for room for ever.
+            let ended = std::panic::catch_unwind(AssertUnwindSafe(|| seal_loop(&store, &wal, &seen, &room)));
+            if let Err(why) = ended.unwrap_or_else(|_| Err("the sealing thread has panicked".into())) {
+                failed(why);
             }
         })?;
         Ok(Sealer { signal, thread: Some(thread) })
@@ -92,15 +96,19 @@ impl SealSignal {
 }
 
 /// Seals full tails once their entries are durable, and moves sealed changes to the index. Ends with an error when the
-/// storage fails.
+/// storage fails; also when the wal has, which nobody else notices while nothing is written.
 fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender<u64>) -> Result<(), String> {
+    let failed = |e: StoreError| format!("sealing failed: {e}");
     loop {
+        if let Some(why) = wal.failure() {
+            return Err(format!("the wal has stopped: {why}"));
+        }
         let mut sealed = false;
         if let Some(durable) = wal.durable_index() {
-            sealed = store.seal(durable).map_err(|e| e.to_string())?;
+            sealed = store.seal(durable).map_err(failed)?;
         }
         if sealed || store.needs_work() {
-            store.flush_index().map_err(|e| e.to_string())?;
+            store.flush_index().map_err(failed)?;
             room.send_modify(|n| *n += 1);
         }
         let pause = if store.needs_work() { SEAL_POLL } else { Duration::from_secs(1) };
@@ -127,20 +135,19 @@ pub async fn watch_cluster(inner: Arc<Inner>) {
     }
 }
 
-/// Reports when Raft stops by itself: its storage failed.
+/// Reports when Raft stops by itself: its storage failed, or it panicked, which only shows in that it says nothing more.
 pub async fn watch_failure(inner: Arc<Inner>) {
     let mut metrics = inner.raft.metrics();
-    loop {
-        let failed = metrics.borrow_watched().running_state.clone();
-        if let Err(fatal) = failed {
-            if !inner.is_stopping() {
-                inner.fail(format!("raft stopped: {fatal}"));
-            }
-            return;
+    let why = loop {
+        if let Err(fatal) = metrics.borrow_watched().running_state.clone() {
+            break fatal.to_string();
         }
         if metrics.changed().await.is_err() {
-            return;
+            break "it ended without a word".to_string();
         }
+    };
+    if !inner.is_stopping() {
+        inner.fail(format!("raft stopped: {why}"));
     }
 }
 
@@ -207,24 +214,38 @@ async fn found(inner: &Inner) {
     }
 }
 
+/// Makes a voter of a member that is meant to be one, has caught up and answers. A change that a leader began and did
+/// not finish is finished first: until then both sets of voters are needed for everything.
 async fn promote(inner: &Inner) {
     let metrics = inner.raft.metrics().borrow_watched().clone();
+    let membership = &metrics.membership_config;
+    if membership.membership().get_joint_config().len() > 1 {
+        return match add_voters(inner, BTreeSet::new()).await {
+            Ok(()) => tracing::info!("an unfinished change of the voters is finished"),
+            Err(error) => tracing::info!(error, "an unfinished change of the voters cannot be finished yet"),
+        };
+    }
     let Some(replication) = metrics.replication else { return };
     let last = metrics.last_log_index.unwrap_or(0);
-    let membership = &metrics.membership_config;
     let voters: Vec<u64> = membership.voter_ids().collect();
     let ready = membership.nodes().find(|(id, info)| {
         let matched = replication.get(id).cloned().flatten().map(|at| at.index);
         info.role == MemberRole::Voter
             && !voters.contains(id)
             && matched.is_some_and(|matched| matched + PROMOTE_BEHIND_ENTRIES >= last)
+            && inner.unfit(**id).is_none()
     });
     let Some((id, info)) = ready else { return };
-    let _one_at_a_time = inner.membership_change.lock().await;
-    match inner.raft.change_membership(ChangeMembers::AddVoterIds([*id].into()), true).await {
-        Ok(_) => tracing::info!(name = info.name, "member has caught up and votes now"),
-        Err(e) => tracing::info!(name = info.name, error = %e, "member cannot be made a voter yet"),
+    match add_voters(inner, [*id].into()).await {
+        Ok(()) => tracing::info!(name = info.name, "member has caught up and votes now"),
+        Err(error) => tracing::info!(name = info.name, error, "member cannot be made a voter yet"),
     }
+}
+
+async fn add_voters(inner: &Inner, ids: BTreeSet<u64>) -> Result<(), String> {
+    let _one_at_a_time = inner.membership_change.lock().await;
+    let changed = inner.raft.change_membership(ChangeMembers::AddVoterIds(ids), true).await;
+    changed.map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// Keeps the wal within its budget: seals what is applied, tells openraft that a snapshot covers it, and purges all but

@@ -69,7 +69,7 @@ impl Inner {
         }
     }
 
-    fn leads_with_quorum(&self) -> Result<(), String> {
+    pub(super) fn leads_with_quorum(&self) -> Result<(), String> {
         let view = self.view();
         if !view.leads {
             return Err("it does not lead".into());

@@ -82,8 +82,11 @@ impl Node {
             };
             let (stop, stopped) = oneshot::channel();
             runtime.block_on(async move {
-                // The caller may have given up waiting: then there is nobody to serve and the member is dropped.
-                if opened.send(open(&config, addresses, metrics, stop).await).is_ok() {
+                let node = open(&config, addresses, metrics, stop).await;
+                let is_open = node.is_ok();
+                // The caller may have given up waiting: then there is nobody to serve and the member is dropped. What
+                // did not open ends here too, whatever of it runs already.
+                if opened.send(node).is_ok() && is_open {
                     let _ = stopped.await;
                 }
             });
@@ -226,7 +229,8 @@ async fn open(
     let timeline = store.timelines().last().map_or(belonging.timeline, |timeline| timeline.id);
 
     let (room, room_rx) = watch::channel(0);
-    let machine = Machine::new(store.clone(), room_rx);
+    let failure = watch::Sender::new(None);
+    let machine = Machine::new(store.clone(), room_rx, failure.subscribe());
     let applied = machine.applied();
     let identity = Arc::new(Identity::new(id, belonging.id, timeline));
     let http = PeerHttp::new(identity).map_err(|e| StartError::Other(format!("cannot make an HTTP client: {e}")))?;
@@ -240,7 +244,6 @@ async fn open(
     let peer_addresses = Arc::new(AddressBook::default());
     let network = Network::new(http.clone(), peer_addresses.clone(), timeouts);
     // Before Raft, which at its start applies what the log holds and may have to wait for room.
-    let failure = watch::Sender::new(None);
     let on_failure = failure.clone();
     let sealer = Sealer::start(store.clone(), wal.clone(), room.clone(), move |why| super::fail(&on_failure, why));
     let sealer = sealer.map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;

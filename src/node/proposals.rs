@@ -6,7 +6,8 @@
 //! grows, so the load sets the size of the batches, and no timer does.
 //!
 //! Bounds: the queue holds `write_queue` commands, past which a write is refused with nothing done; at most
-//! [`MAX_OUTSTANDING`] batches of at most [`MAX_BATCH`] commands are on their way.
+//! [`MAX_OUTSTANDING`] batches of at most [`MAX_BATCH`] commands are proposed at the same time. What is forwarded is
+//! bounded by the requests that wait for it, each for `request_timeout` at most.
 //!
 //! What the answers mean: only what provably never reached a log is told to be "not applied"; all else is unknown.
 
@@ -19,11 +20,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{Inner, NodeError, peer_path};
 use crate::model::codec::{DecodeError, Reader};
-use crate::model::{Outcome, command};
+use crate::model::{Command, Outcome, command};
 use crate::raft::peer_http::PeerError;
 use crate::raft::types::Proposal;
 
-/// Batches on their way at the same time.
+/// Batches proposed at the same time.
 const MAX_OUTSTANDING: usize = 4;
 /// Commands in a batch.
 const MAX_BATCH: usize = 1024;
@@ -118,37 +119,54 @@ async fn propose(inner: &Inner, batch: Vec<Waiting>, permit: OwnedSemaphorePermi
         answers.push(waiting.answer);
     }
     let mut answers = answers.into_iter();
-    let lost = |detail: String| NodeError::Unknown { detail };
-    let why = match inner.raft.client_write_many(commands).await {
-        Ok(mut results) => loop {
-            match results.next().await {
-                Some(Ok(result)) => {
-                    let Some(answer) = answers.next() else { break String::new() };
-                    let _ = answer.send(match result {
-                        Ok(written) => Ok(written.response),
-                        Err(ClientWriteError::ForwardToLeader(_)) => Err(inner.no_leader()),
-                        Err(e) => Err(lost(e.to_string())),
-                    });
-                }
-                Some(Err(fatal)) => break fatal.to_string(),
-                None => break "raft gave no answer".to_string(),
-            }
-        },
-        Err(fatal) => fatal.to_string(),
+    let detail = tokio::select! {
+        why = answer_in_order(inner, commands, &mut answers) => why,
+        () = quorum_is_gone(inner) => "no quorum has answered in time".to_string(),
     };
     for answer in answers {
-        let _ = answer.send(Err(lost(why.clone())));
+        let _ = answer.send(Err(NodeError::Unknown { detail: detail.clone() }));
     }
     drop(permit);
 }
 
-async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
-    let mut body = Vec::with_capacity(batch.iter().map(|w| w.command.len() + 4).sum::<usize>() + 4);
-    put_u32(&mut body, batch.len());
-    for waiting in &batch {
-        put_u32(&mut body, waiting.command.len());
-        body.extend_from_slice(&waiting.command);
+/// Proposes and hands out the answers as they come; says why the rest got none.
+async fn answer_in_order(
+    inner: &Inner,
+    commands: Vec<Proposal>,
+    answers: &mut impl Iterator<Item = oneshot::Sender<Answer>>,
+) -> String {
+    let mut results = match inner.raft.client_write_many(commands).await {
+        Ok(results) => results,
+        Err(fatal) => return fatal.to_string(),
+    };
+    loop {
+        let result = match results.next().await {
+            Some(Ok(result)) => result,
+            Some(Err(fatal)) => return fatal.to_string(),
+            None => return "raft gave no answer".to_string(),
+        };
+        let Some(answer) = answers.next() else { return String::new() };
+        let _ = answer.send(match result {
+            Ok(written) => Ok(written.response),
+            Err(ClientWriteError::ForwardToLeader(_)) => Err(inner.no_leader()),
+            Err(e) => Err(NodeError::Unknown { detail: e.to_string() }),
+        });
     }
+}
+
+/// Waits until whoever waited for a batch has gone and no quorum confirms this member. What it has proposed then gets no
+/// answer before it meets the others again; it must not keep the next writes from hearing that there is no leader.
+async fn quorum_is_gone(inner: &Inner) {
+    loop {
+        tokio::time::sleep(inner.limits.request_timeout).await;
+        if inner.leads_with_quorum().is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
+    let body = write_commands(&batch);
     let sent = inner.http.post(leader, url, peer_path::WRITE, body, inner.limits.request_timeout).await;
     let error = match sent.map(|reply| read_answers(reply, batch.len())) {
         Ok(Ok(answers)) => {
@@ -167,10 +185,11 @@ async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
 fn forward_error(url: &str, error: &PeerError) -> NodeError {
     match error {
         // No byte was sent, or the member at that address refused before it looked inside.
-        PeerError::Connect { .. } | PeerError::Status { .. } => {
+        PeerError::Connect { .. } | PeerError::Status { by_member: true, .. } => {
             NodeError::LeaderUnreachable { url: url.to_string(), detail: error.to_string() }
         }
-        PeerError::Timeout { .. }
+        PeerError::Status { .. }
+        | PeerError::Timeout { .. }
         | PeerError::Broken { .. }
         | PeerError::Fenced { .. }
         | PeerError::Malformed { .. } => NodeError::Unknown { detail: error.to_string() },
@@ -182,8 +201,21 @@ fn put_u32(out: &mut Vec<u8>, value: usize) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Takes the commands out of a message of a member that forwards them.
-pub fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
+/// Writes a message of commands: their number, then each with its length and its checksum.
+fn write_commands(batch: &[Waiting]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(batch.iter().map(|w| w.command.len() + 8).sum::<usize>() + 4);
+    put_u32(&mut out, batch.len());
+    for Waiting { command, .. } in batch {
+        put_u32(&mut out, command.len());
+        out.extend_from_slice(&crc32c::crc32c(command).to_le_bytes());
+        out.extend_from_slice(command);
+    }
+    out
+}
+
+/// Takes the commands out of a message of a member that forwards them. Each is looked at here, because one that cannot
+/// be read would stop every member that applies it.
+fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
     let mut reader = Reader::new(body);
     let count = reader.u32("count of commands")? as usize;
     if count > MAX_BATCH {
@@ -192,7 +224,15 @@ pub fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
     let mut commands = Vec::with_capacity(count);
     for _ in 0..count {
         let length = reader.u32("length of a command")? as usize;
-        commands.push(reader.take(length, "command")?);
+        let crc = reader.u32("checksum of a command")?;
+        let command = reader.take(length, "command")?;
+        if crc32c::crc32c(&command) != crc {
+            return Err(DecodeError { what: "command: wrong checksum" });
+        }
+        if !matches!(Command::decode(&command)?, Command::Write(_)) {
+            return Err(DecodeError { what: "command: not a write" });
+        }
+        commands.push(command);
     }
     reader.finish("commands: bytes after their end")?;
     Ok(commands)
@@ -271,6 +311,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_forwarded_command_that_is_damaged_is_never_proposed() {
+        let waiting = |command: Bytes| Waiting { command, forwarded: false, answer: oneshot::channel().0 };
+        let command = Command::Write(Default::default()).encode();
+        let body = write_commands(&[waiting(command.clone()), waiting(command.clone())]);
+        assert_eq!(read_commands(body.clone().into()), Ok(vec![command.clone(), command.clone()]));
+        for at in 0..body.len() {
+            let mut flipped = body.clone();
+            flipped[at] ^= 1;
+            assert!(read_commands(flipped.into()).is_err(), "flip at {at}");
+        }
+        let nonsense = write_commands(&[waiting(Bytes::from_static(b"nonsense"))]);
+        assert!(read_commands(nonsense.into()).is_err());
+    }
+
+    #[test]
     fn answers_come_back_in_their_order() {
         let answers: Vec<Answer> = vec![
             Ok(Outcome::Written { revision: 3, results: vec![] }),
@@ -287,9 +342,10 @@ mod tests {
     #[test]
     fn only_what_was_never_sent_or_was_refused_unread_counts_as_not_applied() {
         let url = || "http://x".to_string();
-        let refused = PeerError::Status { url: url(), status: 421, body: String::new() };
-        assert!(matches!(forward_error("u", &refused), NodeError::LeaderUnreachable { .. }));
-        for lost in [PeerError::Timeout { url: url() }, PeerError::Malformed { url: url(), detail: String::new() }] {
+        let status = |status, by_member| PeerError::Status { url: url(), status, by_member, body: String::new() };
+        assert!(matches!(forward_error("u", &status(421, true)), NodeError::LeaderUnreachable { .. }));
+        let malformed = PeerError::Malformed { url: url(), detail: String::new() };
+        for lost in [status(504, false), PeerError::Timeout { url: url() }, malformed] {
             assert!(matches!(forward_error("u", &lost), NodeError::Unknown { .. }), "{lost}");
         }
     }

@@ -8,6 +8,7 @@
 //! old as the moment when it sent the question.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::ReadPolicy;
@@ -47,6 +48,8 @@ pub struct ReadIndexAnswer {
 pub struct Lag {
     /// When the newest question was sent that was answered and whose answer is applied.
     confirmed: Mutex<Option<Instant>>,
+    /// Whether a round's index is still to be applied and is waited for.
+    waits: AtomicBool,
 }
 
 impl Lag {
@@ -84,13 +87,16 @@ pub async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<WaitingRead>) {
                 inner.lag.confirm(sent);
             } else if let Ok(index) = result
                 && own
+                && !inner.lag.waits.swap(true, Ordering::Relaxed)
             {
-                // Still to be applied: the lag is confirmed when it is, without anybody waiting for it here.
+                // Still to be applied: the lag is confirmed when it is, without anybody waiting for it here. One at a
+                // time: a member that is far behind must not gather one for every round.
                 let inner = inner.clone();
                 tokio::spawn(async move {
                     if inner.wait_applied(index).await {
                         inner.lag.confirm(sent);
                     }
+                    inner.lag.waits.store(false, Ordering::Relaxed);
                 });
             }
             for read in waiting {

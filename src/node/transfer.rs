@@ -108,8 +108,8 @@ impl Inner {
         best.map(|m| (m.id, m.name.clone()))
     }
 
-    /// Why a voter cannot take over now; `None` when it can.
-    fn unfit(&self, id: MemberId) -> Option<String> {
+    /// Why a member can neither take over nor begin to vote now; `None` when it can.
+    pub(super) fn unfit(&self, id: MemberId) -> Option<String> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let heard = metrics.heartbeat.as_ref().and_then(|map| map.get(&id).cloned().flatten());
         let silent = heard.map(|at| at.elapsed());

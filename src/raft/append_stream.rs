@@ -38,12 +38,13 @@ struct Session<S, IO> {
     in_flight: VecDeque<usize>,
     in_flight_bytes: usize,
     idle_timeout: Duration,
-    /// When the last progress was made while something was in flight.
+    /// When something last moved while something was in flight.
     last_progress: Instant,
 }
 
 /// Sends `first` and then everything that `input` gives, and yields the answers. Ends when the input has ended and all
-/// answers have come, or with an error. `idle_timeout` counts only while an answer is due.
+/// answers have come, or with an error; nothing moving for `idle_timeout` is one, while there is something to send or an
+/// answer is due.
 pub fn send<S, IO>(
     first: AppendEntriesRequest<TypeConfig>,
     input: S,
@@ -101,7 +102,24 @@ where
                 None => break,
             }
         }
-        self.writer.write_all(&self.write_buffer).await?;
+        self.send_out().await
+    }
+
+    /// Hands the buffer to the connection. A peer that takes nothing for too long is given up: nobody waits for its
+    /// answers meanwhile, and the connection alone would notice a peer that is cut off only after many minutes.
+    async fn send_out(&mut self) -> io::Result<()> {
+        let mut sent = 0;
+        while sent < self.write_buffer.len() {
+            let write = self.writer.write(&self.write_buffer[sent..]);
+            sent += match tokio::time::timeout(self.idle_timeout, write).await {
+                Ok(written) => match written? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    bytes => bytes,
+                },
+                Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "an append is not taken")),
+            };
+            self.last_progress = Instant::now();
+        }
         self.writer.flush().await
     }
 
@@ -213,5 +231,31 @@ async fn next_request(
         if reader.read_buf(buffer).await? == 0 {
             return if buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LogId, Vote};
+    use crate::raft::types::{Proposal, to_raft_log_id, to_raft_vote};
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let at = |index| to_raft_log_id(LogId { term: 1, leader: 1, index });
+        let payload = openraft::EntryPayload::Normal(Proposal(vec![0; 1000].into()));
+        let request = AppendEntriesRequest {
+            vote: to_raft_vote(Vote { term: 1, member: 1, committed: true }),
+            prev_log_id: None,
+            leader_commit: None,
+            entries: vec![openraft::Entry { log_id: at(0), payload }],
+        };
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let input = futures_util::stream::pending();
+        let mut answers = std::pin::pin!(send(request, input, ours, Duration::from_millis(20)));
+        let answer = tokio::time::timeout(Duration::from_secs(60), answers.next()).await;
+        let error = answer.expect("it ends by itself").expect("with an error").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(answers.next().await.is_none());
     }
 }

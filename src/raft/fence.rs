@@ -174,6 +174,11 @@ impl Identity {
     }
 }
 
+/// Whether a reply comes from a member, be it the right one or not.
+pub fn names_a_member(headers: &HeaderMap) -> bool {
+    header(headers, &FROM).and_then(parse_member_id).is_some()
+}
+
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -193,6 +198,7 @@ mod tests {
         assert_eq!(us.check_request(&peer.headers(None)), Err(FenceError::Header { header: "lifeboat-to" }));
         assert_eq!(us.check_request(&peer.headers(Some(3))), Err(FenceError::Receiver { theirs: 3, ours: 1 }));
         assert!(matches!(us.check_reply(&peer.headers(None), 3), Err(FenceError::Receiver { .. })));
+        assert!(names_a_member(&peer.headers(None)) && !names_a_member(&HeaderMap::new()));
 
         let other_cluster = Identity::new(2, new_random_id(), timeline);
         assert!(matches!(us.check_request(&other_cluster.headers(Some(1))), Err(FenceError::Cluster { .. })));

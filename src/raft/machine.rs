@@ -40,13 +40,16 @@ pub struct Machine {
     applied: watch::Sender<Option<LogId>>,
     /// Changes whenever the background has made room.
     room: watch::Receiver<u64>,
+    /// Why the member has failed, once it has: then there will be no more room.
+    failure: watch::Receiver<Option<String>>,
 }
 
 impl Machine {
-    /// A machine over `store`; `room` changes when the background has sealed or flushed something.
-    pub fn new(store: Store, room: watch::Receiver<u64>) -> Machine {
+    /// A machine over `store`; `room` changes when the background has sealed or flushed something, `failure` when it
+    /// cannot any more.
+    pub fn new(store: Store, room: watch::Receiver<u64>, failure: watch::Receiver<Option<String>>) -> Machine {
         let (applied, _) = watch::channel(store.applied());
-        Machine { store, applied, room }
+        Machine { store, applied, room, failure }
     }
 
     /// Tells what is applied, and changes with it.
@@ -60,7 +63,15 @@ impl Machine {
             if self.store.has_room() {
                 return Ok(());
             }
-            self.room.changed().await.map_err(|_| io::Error::other("the background work has stopped"))?;
+            tokio::select! {
+                changed = self.room.changed() => {
+                    changed.map_err(|_| io::Error::other("the background work has stopped"))?;
+                }
+                failure = self.failure.wait_for(Option::is_some) => {
+                    let why = failure.ok().and_then(|why| why.clone()).unwrap_or_default();
+                    return Err(io::Error::other(format!("no room to apply: {why}")));
+                }
+            }
         }
     }
 
@@ -160,5 +171,38 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
 
     async fn build_snapshot(&mut self) -> Result<openraft::alias::SnapshotOf<TypeConfig, SnapshotContent>, io::Error> {
         self.snapshot()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::files::sim::SimDisk;
+    use crate::index::IndexKind;
+    use crate::model::{Entry, EntryKind};
+    use crate::store::StoreConfig;
+
+    #[tokio::test]
+    async fn apply_does_not_wait_for_a_background_that_has_failed() {
+        let config = StoreConfig { tail_bytes: 1, ..StoreConfig::default() };
+        let store =
+            Store::open(Arc::new(SimDisk::new()), Path::new("/history"), IndexKind::Memory(Arc::default()), config)
+                .unwrap();
+        let mut index = 0;
+        while store.has_room() {
+            let log_id = LogId { term: 1, leader: 1, index };
+            store.apply(&[Entry { log_id, kind: EntryKind::Blank, payload: bytes::Bytes::new() }]).unwrap();
+            index += 1;
+        }
+        let (_room, room) = watch::channel(0);
+        let (failure, failed) = watch::channel(None);
+        let mut machine = Machine::new(store, room, failed);
+        let waiting = tokio::spawn(async move { machine.wait_for_room().await });
+        failure.send_replace(Some("the disk is gone".to_string()));
+        let error = waiting.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("the disk is gone"), "{error}");
     }
 }

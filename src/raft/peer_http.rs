@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::fence::{FenceError, Identity};
+use super::fence::{self, FenceError, Identity};
 use crate::model::MemberId;
 
 /// How long a connection may take to come up.
@@ -52,6 +52,8 @@ pub enum PeerError {
         url: String,
         /// The HTTP status.
         status: u16,
+        /// Whether a member said so. Something in between may answer when a member has taken the request already.
+        by_member: bool,
         /// What it said.
         body: String,
     },
@@ -219,11 +221,12 @@ impl PeerHttp {
     ) -> Result<reqwest::Response, PeerError> {
         let status = response.status().as_u16();
         if status != expected {
+            let by_member = fence::names_a_member(response.headers());
             let body = response.text().await.unwrap_or_else(|e| format!("(its body cannot be read: {e})"));
             if status == http::StatusCode::MISDIRECTED_REQUEST.as_u16() {
                 self.identity.note_refusal(format!("{url} refused: {body}"));
             }
-            return Err(PeerError::Status { url: url.to_string(), status, body });
+            return Err(PeerError::Status { url: url.to_string(), status, by_member, body });
         }
         match self.identity.check_reply(response.headers(), to) {
             Ok(()) => Ok(response),
