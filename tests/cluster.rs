@@ -303,6 +303,42 @@ fn text_of(value: &serde_json::Value) -> String {
     value.as_str().expect("a text").to_string()
 }
 
+#[test]
+fn a_member_with_damaged_files_does_not_start_and_says_where() {
+    let mut cluster = Plan::new(1, 0).start();
+    for number in 0..20 {
+        cluster.put_until_done(0, &format!("k{number}"), "value");
+    }
+    assert!(cluster.stop(0).success());
+    let data = cluster.member(0).data.clone();
+    let sealed = |name: &str| name.ends_with(".seg");
+    let in_dir = |dir: &str, wanted: &dyn Fn(&str) -> bool| {
+        let names =
+            std::fs::read_dir(data.join(dir)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let name = names.into_iter().find(|name| wanted(name));
+        data.join(dir).join(name.unwrap_or_else(|| panic!("no such file in {dir}")))
+    };
+    let files =
+        [data.join("history/MANIFEST"), in_dir("history", &sealed), in_dir("wal", &|name| name.ends_with(".wal"))];
+    for file in files {
+        let whole = std::fs::read(&file).unwrap();
+        let mut damaged = whole.clone();
+        // Where every one of them holds something: a file of the wal is followed by zeros.
+        damaged[40] ^= 0x10;
+        std::fs::write(&file, damaged).unwrap();
+        let before = cluster.member(0).log_text().len();
+        cluster.start_member(0);
+        assert_eq!(cluster.wait_exit(0).code(), Some(1), "{}", file.display());
+        let said = cluster.member(0).log_text()[before..].to_string();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(said.contains(name), "the damage in {name} is named: {said}");
+        std::fs::write(&file, whole).unwrap();
+    }
+    cluster.start_member(0);
+    cluster.wait_ready(0);
+    assert_eq!(cluster.get(0, "k19").as_deref(), Some("value"));
+}
+
 /// A client that does what the answers tell it: on `not-applied` it tries again, elsewhere if need be; anything that
 /// leaves a write unknown is a failure of the drain.
 struct ToldClient {

@@ -242,6 +242,46 @@ fn a_member_that_does_not_answer_is_not_made_leader() {
 }
 
 #[test]
+fn more_writes_than_may_wait_are_refused_and_not_applied() {
+    const CLIENTS: usize = 16;
+    let mut cluster = Plan::new(3, 0).flag("--write-queue", "1").flag("--request-timeout-ms", "2s").start();
+    let leader = cluster.wait_leader();
+    cluster.put_until_done(leader, "a", "before");
+    let others: Vec<usize> = (0..3).filter(|&member| member != leader).collect();
+    for &member in &others {
+        cluster.pause(member);
+    }
+    // Nothing is committed now: what is proposed stays under way, one more waits, the rest is refused.
+    let at = cluster.client(leader);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| std::thread::spawn(move || http::put(at, &format!("/v1/kv/flood/{number}"), "x")))
+        .collect();
+    let answers: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    for &member in &others {
+        cluster.resume(member);
+    }
+    let mut refused = Vec::new();
+    for (number, answer) in answers.into_iter().enumerate() {
+        match answer.status {
+            429 => {
+                assert_eq!(answer.must_have("retry-after"), "1");
+                let problem = answer.expect_problem(429, "queue-full");
+                assert_eq!((&problem["outcome"], &problem["retry"]), (&json!("not-applied"), &json!("safe")));
+                refused.push(number);
+            }
+            503 => assert_eq!(answer.json()["outcome"], "not-applied"),
+            _ => assert_eq!(answer.expect_problem(504, "unknown-outcome")["outcome"], "unknown"),
+        }
+    }
+    assert!(!refused.is_empty(), "of {CLIENTS} writes at once none was refused");
+    cluster.put_until_done(leader, "a", "after");
+    cluster.wait_converged();
+    for number in refused {
+        assert_eq!(cluster.get(leader, &format!("flood/{number}")), None, "write {number} was refused");
+    }
+}
+
+#[test]
 fn without_a_quorum_nothing_is_promised() {
     let mut cluster = Plan::new(3, 1).flag("--request-timeout-ms", "2s").start();
     let leader = cluster.wait_leader();
