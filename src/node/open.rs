@@ -31,7 +31,7 @@ use crate::model::new_random_id;
 use crate::raft::fence::Identity;
 use crate::raft::log::Log;
 use crate::raft::machine::Machine;
-use crate::raft::network::{Network, NetworkTimeouts};
+use crate::raft::network::{AddressBook, Network, NetworkTimeouts};
 use crate::raft::peer_http::{PeerHttp, StrangerHttp};
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
@@ -196,7 +196,7 @@ fn raft_config(config: &Config, cluster: String) -> Result<openraft::Config, Sta
 
 async fn open(
     config: &Config,
-    addresses: Addresses,
+    own: Addresses,
     metrics: Arc<Metrics>,
     stop_runtime: oneshot::Sender<()>,
 ) -> Result<Node, StartError> {
@@ -210,8 +210,8 @@ async fn open(
         name: config.name.clone(),
         site: config.site.clone(),
         role: config.role,
-        client_url: addresses.client_url,
-        peer_url: addresses.peer_url,
+        client_url: own.client_url,
+        peer_url: own.peer_url,
     };
     let belonging = belong(&*disk, config, &mut file, &info).await?;
     check_log(&*disk, dir, &belonging)?;
@@ -236,7 +236,8 @@ async fn open(
         snapshot_idle: SNAPSHOT_IDLE,
     };
     let raft_config = Arc::new(raft_config(config, belonging.id.to_string())?);
-    let network = Network::new(http.clone(), timeouts);
+    let addresses = AddressBook::default();
+    let network = Network::new(http.clone(), timeouts, addresses.clone());
     // Before Raft, which at its start applies what the log holds and may have to wait for room.
     let on_failure = failure.clone();
     let sealer = Sealer::start(store.clone(), wal.clone(), room.clone(), move |why| super::fail(&on_failure, why));
@@ -281,6 +282,7 @@ async fn open(
         wal,
         raft,
         http,
+        addresses,
     });
     report::register(&inner);
     tokio::spawn(background::watch_cluster(inner.clone()));

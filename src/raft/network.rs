@@ -4,6 +4,7 @@
 //! are POSTs of their own, so that none of them waits behind a full pipe. An unreachable or refusing peer is retried
 //! with a growing delay.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory};
+use parking_lot::RwLock;
 
 use super::machine::SnapshotContent;
 use super::peer_http::{PeerError, PeerHttp};
@@ -63,17 +65,30 @@ pub struct NetworkTimeouts {
     pub snapshot_idle: Duration,
 }
 
+/// Where the members are now. openraft keeps the client of a peer for as long as a leader leads, also when the
+/// membership says that the peer has moved; so a client asks here before every dial.
+#[derive(Debug, Clone, Default)]
+pub struct AddressBook(Arc<RwLock<BTreeMap<MemberId, Arc<str>>>>);
+
+impl AddressBook {
+    /// Takes the addresses of a membership in place of the ones before.
+    pub fn set<'a>(&self, members: impl Iterator<Item = (&'a MemberId, &'a MemberInfo)>) {
+        *self.0.write() = members.map(|(id, info)| (*id, Arc::from(info.peer_url.as_str()))).collect();
+    }
+}
+
 /// Makes a [`PeerClient`] for each peer.
 #[derive(Debug, Clone)]
 pub struct Network {
     http: PeerHttp,
     timeouts: NetworkTimeouts,
+    addresses: AddressBook,
 }
 
 impl Network {
-    /// A network that dials through `http`.
-    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts) -> Network {
-        Network { http, timeouts }
+    /// A network that dials through `http`, where `addresses` says.
+    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts, addresses: AddressBook) -> Network {
+        Network { http, timeouts, addresses }
     }
 
     fn client(&self, target: MemberId, info: &MemberInfo, heartbeat: bool) -> PeerClient {
@@ -81,7 +96,8 @@ impl Network {
             http: self.http.clone(),
             timeouts: self.timeouts,
             target,
-            url: Arc::from(info.peer_url.as_str()),
+            first_url: Arc::from(info.peer_url.as_str()),
+            addresses: self.addresses.clone(),
             heartbeat,
         }
     }
@@ -105,12 +121,19 @@ pub struct PeerClient {
     http: PeerHttp,
     timeouts: NetworkTimeouts,
     target: MemberId,
-    url: Arc<str>,
+    /// Where it was when this client was made.
+    first_url: Arc<str>,
+    addresses: AddressBook,
     /// Whether appends are single POSTs instead of a stream.
     heartbeat: bool,
 }
 
 impl PeerClient {
+    /// Where the peer is now.
+    fn url(&self) -> Arc<str> {
+        self.addresses.0.read().get(&self.target).unwrap_or(&self.first_url).clone()
+    }
+
     fn rpc_error(&self, error: PeerError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
         match error {
             PeerError::Timeout { .. } => {
@@ -132,7 +155,7 @@ impl PeerClient {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let timeout = self.timeouts.control;
         let message = wire::VoteMessage::from_raft(&request);
-        let answer = self.http.post_json::<wire::VoteAnswer>(self.target, &self.url, path, &message, timeout).await;
+        let answer = self.http.post_json::<wire::VoteAnswer>(self.target, &self.url(), path, &message, timeout).await;
         Ok(answer.map_err(|e| self.rpc_error(e, RPCTypes::Vote, timeout))?.into_raft())
     }
 
@@ -143,13 +166,13 @@ impl PeerClient {
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
         let mut out = Vec::with_capacity(128);
         wire::put_append(&mut out, &request);
-        let answer = self.http.post(self.target, &self.url, path::APPEND, out, timeout).await;
+        let answer = self.http.post(self.target, &self.url(), path::APPEND, out, timeout).await;
         let answer = answer.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
         let frame = wire::take_frame(&mut BytesMut::from(answer));
         match frame.map(|frame| frame.map(wire::read_append_answer)) {
             Ok(Some(Ok(answer))) => Ok(answer),
             other => Err(self.rpc_error(
-                PeerError::Malformed { url: self.url.to_string(), detail: format!("{other:?}") },
+                PeerError::Malformed { url: self.url().to_string(), detail: format!("{other:?}") },
                 RPCTypes::AppendEntries,
                 timeout,
             )),
@@ -203,11 +226,12 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
             let timeout = self.timeouts.append_idle;
+            let url = self.url();
             let dialled =
-                self.http.upgrade(self.target, &self.url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
+                self.http.upgrade(self.target, &url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
             let io = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
-            tracing::debug!(peer = %self.url, "append stream opened");
-            let (target, url) = (self.target, self.url.clone());
+            tracing::debug!(peer = %url, "append stream opened");
+            let target = self.target;
             let answers = append_stream::send(first, input, io, timeout).map(move |answer| {
                 answer.map_err(|e| {
                     tracing::debug!(peer = %url, target, error = %e, "append stream ended");
@@ -231,7 +255,7 @@ impl NetTransferLeader<TypeConfig> for PeerClient {
             to: *request.to_node_id(),
             last_log_id: request.last_log_id().map(from_raft_log_id),
         };
-        let answer = self.http.post_json(self.target, &self.url, path::TRANSFER, &message, timeout).await;
+        let answer = self.http.post_json(self.target, &self.url(), path::TRANSFER, &message, timeout).await;
         Ok(match answer.map_err(|e| self.rpc_error(e, RPCTypes::TransferLeader, timeout))? {
             wire::TransferAnswer::Accepted => Ok(()),
             wire::TransferAnswer::VoteChanged { actual } => {
@@ -292,9 +316,10 @@ impl NetSnapshot<TypeConfig> for PeerClient {
             }
             polled
         });
+        let url = self.url();
         let send = self.http.post(
             self.target,
-            &self.url,
+            &url,
             path::SNAPSHOT,
             reqwest::Body::wrap_stream(body),
             // The whole transfer has no deadline: the stall watch below ends it when nothing moves.
@@ -309,7 +334,7 @@ impl NetSnapshot<TypeConfig> for PeerClient {
         let answer = tokio::select! {
             answer = send => answer,
             closed = cancel => return Err(closed.into()),
-            () = stalled => Err(PeerError::Timeout { url: self.url.to_string() }),
+            () = stalled => Err(PeerError::Timeout { url: url.to_string() }),
         };
         let answer: Bytes = answer.map_err(|e| self.rpc_error(e, RPCTypes::InstallSnapshot, idle))?;
         let answer: wire::SnapshotAnswer =
