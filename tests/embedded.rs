@@ -183,6 +183,8 @@ async fn a_member_that_comes_back_elsewhere_tells_the_others() {
         seen_by.members().into_iter().find(|m| m.name == name).map(|m| m.peer_url).unwrap()
     };
     eventually("m1 is known at its new address", || known_as(&n1.node, "m1") == m1.peer_url).await;
+    n1.node.write(&ctx(), put("a", "1")).await.unwrap();
+    eventually("m1 has what is written since", || value(&m1.node, "a").is_some()).await;
     eventually("m1 is ready", || m1.node.health(HealthCheck::Ready).is_ok()).await;
     n1.stop().await;
     let n1 = start("n1", MemberRole::Voter, dir.path(), None, None).await;

@@ -122,7 +122,11 @@ fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender
 pub async fn watch_cluster(inner: Arc<Inner>) {
     let mut metrics = inner.raft.server_metrics();
     loop {
-        let view = View::from_metrics(&metrics.borrow_watched(), inner.id, inner.info.role);
+        let view = {
+            let metrics = metrics.borrow_watched();
+            inner.addresses.set(metrics.membership_config.nodes());
+            View::from_metrics(&metrics, inner.id, inner.info.role)
+        };
         let before = inner.set_view(view);
         let now = inner.view();
         let name = |view: &View| view.leader.as_ref().map(|leader| leader.name.clone());

@@ -21,7 +21,8 @@ pub enum NodeError {
     /// This member is stopping; nothing was proposed.
     #[error("the member is stopping")]
     Stopping,
-    /// The leader did not answer before a byte of the request was sent to it; nothing was proposed.
+    /// The leader could not be reached, or refused the request unread; nothing was proposed. Of a read: it gave no
+    /// answer.
     #[error("the leader at {url} could not be reached: {detail}")]
     LeaderUnreachable {
         /// Its peer address.

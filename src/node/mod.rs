@@ -85,7 +85,7 @@ pub(crate) struct Inner {
     raft: Raft,
     service: PeerService,
     http: PeerHttp,
-    peer_addresses: Arc<AddressBook>,
+    addresses: AddressBook,
     limits: Limits,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -251,9 +251,6 @@ impl Inner {
 
     /// Puts a new view in place; gives the one before.
     fn set_view(&self, view: View) -> Arc<View> {
-        for member in &view.members {
-            self.peer_addresses.set(member.id, &member.peer_url);
-        }
         std::mem::replace(&mut *self.view.write(), Arc::new(view))
     }
 

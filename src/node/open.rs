@@ -201,7 +201,7 @@ fn raft_config(config: &Config, cluster: String) -> Result<openraft::Config, Sta
 
 async fn open(
     config: &Config,
-    addresses: Addresses,
+    own: Addresses,
     metrics: Arc<Metrics>,
     stop_runtime: oneshot::Sender<()>,
 ) -> Result<Node, StartError> {
@@ -215,8 +215,8 @@ async fn open(
         name: config.name.clone(),
         site: config.site.clone(),
         role: config.role,
-        client_url: addresses.client_url,
-        peer_url: addresses.peer_url,
+        client_url: own.client_url,
+        peer_url: own.peer_url,
     };
     let belonging = belong(&*disk, config, &mut file, &info).await?;
     check_log(&*disk, dir, &belonging)?;
@@ -241,8 +241,8 @@ async fn open(
         snapshot_idle: SNAPSHOT_IDLE,
     };
     let raft_config = Arc::new(raft_config(config, belonging.id.to_string())?);
-    let peer_addresses = Arc::new(AddressBook::default());
-    let network = Network::new(http.clone(), peer_addresses.clone(), timeouts);
+    let addresses = AddressBook::default();
+    let network = Network::new(http.clone(), timeouts, addresses.clone());
     // Before Raft, which at its start applies what the log holds and may have to wait for room.
     let on_failure = failure.clone();
     let sealer = Sealer::start(store.clone(), wal.clone(), room.clone(), move |why| super::fail(&on_failure, why));
@@ -255,7 +255,6 @@ async fn open(
     let inner = Arc::new(Inner {
         id,
         founder: belonging.founder,
-        peer_addresses,
         service: PeerService::new(raft.clone(), store.clone()),
         limits: Limits {
             max_value_bytes: config.max_value_bytes,
@@ -288,6 +287,7 @@ async fn open(
         wal,
         raft,
         http,
+        addresses,
     });
     report::register(&inner);
     tokio::spawn(background::watch_cluster(inner.clone()));

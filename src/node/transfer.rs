@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Inner, NodeError, RequestContext, peer_path};
 use crate::api;
 use crate::model::{MemberId, MemberRole};
+use crate::raft::peer_http::PeerError;
 
 /// A target may lack so many entries; it gets them before it is told to take over.
 const MAX_BEHIND_ENTRIES: u64 = 10_000;
@@ -57,7 +58,14 @@ impl Inner {
                 );
                 match asked.await {
                     Ok(reply) => reply.result,
-                    Err(e) => Err(NodeError::LeaderUnreachable { url: url.to_string(), detail: e.to_string() }),
+                    Err(e @ (PeerError::Connect { .. } | PeerError::Status { by_member: true, .. })) => {
+                        Err(NodeError::LeaderUnreachable { url: url.to_string(), detail: e.to_string() })
+                    }
+                    // The leader may have begun: it is not known who leads next.
+                    Err(_) => {
+                        let name = request.to.unwrap_or_else(|| "another member".to_string());
+                        Err(NodeError::TransferTimedOut { name })
+                    }
                 }
             }
         }

@@ -65,21 +65,15 @@ pub struct NetworkTimeouts {
     pub snapshot_idle: Duration,
 }
 
-/// Where each member is reached now. openraft keeps the client that it made for a peer when the membership gives that
-/// peer another address, so a client asks here each time that it dials.
-#[derive(Debug, Default)]
-pub struct AddressBook(RwLock<BTreeMap<MemberId, Arc<str>>>);
+/// Where the members are now. openraft keeps the client of a peer for as long as a leader leads, also when the
+/// membership says that the peer has moved; so a client asks here before every dial.
+#[derive(Debug, Clone, Default)]
+pub struct AddressBook(Arc<RwLock<BTreeMap<MemberId, Arc<str>>>>);
 
 impl AddressBook {
-    /// The member is reached at `url` from now on.
-    pub fn set(&self, member: MemberId, url: &str) {
-        if self.0.read().get(&member).is_none_or(|known| **known != *url) {
-            self.0.write().insert(member, Arc::from(url));
-        }
-    }
-
-    fn get(&self, member: MemberId) -> Option<Arc<str>> {
-        self.0.read().get(&member).cloned()
+    /// Takes the addresses of a membership in place of the ones before.
+    pub fn set<'a>(&self, members: impl Iterator<Item = (&'a MemberId, &'a MemberInfo)>) {
+        *self.0.write() = members.map(|(id, info)| (*id, Arc::from(info.peer_url.as_str()))).collect();
     }
 }
 
@@ -87,22 +81,22 @@ impl AddressBook {
 #[derive(Debug, Clone)]
 pub struct Network {
     http: PeerHttp,
-    addresses: Arc<AddressBook>,
     timeouts: NetworkTimeouts,
+    addresses: AddressBook,
 }
 
 impl Network {
-    /// A network that dials through `http` where `addresses` says.
-    pub fn new(http: PeerHttp, addresses: Arc<AddressBook>, timeouts: NetworkTimeouts) -> Network {
-        Network { http, addresses, timeouts }
+    /// A network that dials through `http`, where `addresses` says.
+    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts, addresses: AddressBook) -> Network {
+        Network { http, timeouts, addresses }
     }
 
     fn client(&self, target: MemberId, info: &MemberInfo, heartbeat: bool) -> PeerClient {
-        self.addresses.set(target, &info.peer_url);
         PeerClient {
             http: self.http.clone(),
             timeouts: self.timeouts,
             target,
+            first_url: Arc::from(info.peer_url.as_str()),
             addresses: self.addresses.clone(),
             heartbeat,
         }
@@ -127,7 +121,9 @@ pub struct PeerClient {
     http: PeerHttp,
     timeouts: NetworkTimeouts,
     target: MemberId,
-    addresses: Arc<AddressBook>,
+    /// Where it was when this client was made.
+    first_url: Arc<str>,
+    addresses: AddressBook,
     /// Whether appends are single POSTs instead of a stream.
     heartbeat: bool,
 }
@@ -135,7 +131,7 @@ pub struct PeerClient {
 impl PeerClient {
     /// Where the peer is now.
     fn url(&self) -> Arc<str> {
-        self.addresses.get(self.target).expect("the address was entered when this client was made")
+        self.addresses.0.read().get(&self.target).unwrap_or(&self.first_url).clone()
     }
 
     fn rpc_error(&self, error: PeerError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
@@ -230,13 +226,12 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
             let timeout = self.timeouts.append_idle;
-            let dialled = self
-                .http
-                .upgrade(self.target, &self.url(), path::APPEND_STREAM, append_stream::PROTOCOL, timeout)
-                .await;
+            let url = self.url();
+            let dialled =
+                self.http.upgrade(self.target, &url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
             let io = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
-            tracing::debug!(peer = %self.url(), "append stream opened");
-            let (target, url) = (self.target, self.url());
+            tracing::debug!(peer = %url, "append stream opened");
+            let target = self.target;
             let answers = append_stream::send(first, input, io, timeout).map(move |answer| {
                 answer.map_err(|e| {
                     tracing::debug!(peer = %url, target, error = %e, "append stream ended");
@@ -339,7 +334,7 @@ impl NetSnapshot<TypeConfig> for PeerClient {
         let answer = tokio::select! {
             answer = send => answer,
             closed = cancel => return Err(closed.into()),
-            () = stalled => Err(PeerError::Timeout { url: self.url().to_string() }),
+            () = stalled => Err(PeerError::Timeout { url: url.to_string() }),
         };
         let answer: Bytes = answer.map_err(|e| self.rpc_error(e, RPCTypes::InstallSnapshot, idle))?;
         let answer: wire::SnapshotAnswer =
