@@ -91,16 +91,14 @@ fn serve(config: &Config, exit_with_parent: bool) -> Result<(), String> {
             }
         };
         announce(config, &member);
-        let (hand_over, outcome) = tokio::select! {
-            request = requests.next() => {
-                tracing::info!("{}: stopping", request.reason);
-                (request.hand_over, Ok(()))
-            }
-            // What has failed can neither lead nor be handed over.
-            why = member.failed() => (false, Err(why)),
+        let request = tokio::select! {
+            request = requests.next() => request,
+            // It must not answer anybody any more: no draining, the process ends.
+            why = member.failed() => return Err(why),
         };
+        tracing::info!("{}: stopping", request.reason);
         tokio::select! {
-            stopped = member.stop(hand_over) => outcome.and(stopped).inspect(|()| tracing::info!("stopped cleanly")),
+            stopped = member.stop(request.hand_over) => stopped.inspect(|()| tracing::info!("stopped cleanly")),
             request = requests.next() => Err(format!("{} again: ended without waiting", request.reason)),
         }
     })
