@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use lifeboat::config::Config;
 use lifeboat::metrics::Metrics;
 use lifeboat::model::{Condition, Guard, KeySpace, MemberRole, OpResult, Outcome, WriteCommand, WriteOp};
 use lifeboat::node::{Addresses, HealthCheck, Node, NodeError, RequestContext};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -24,16 +26,30 @@ struct Member {
 
 /// Starts a member in `dir`; without a peer to join it founds a cluster. `listen` keeps the address over a restart.
 async fn start(name: &str, role: MemberRole, dir: &Path, join: Option<&str>, listen: Option<SocketAddr>) -> Member {
+    let listener = tokio::net::TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await.unwrap();
+    let peer_url = format!("http://{}", listener.local_addr().unwrap());
+    start_at(name, role, dir, join, listener, peer_url, 512 << 20).await
+}
+
+/// Starts a member that serves its peers on `listener`, tells them `peer_url`, and keeps so many bytes of log.
+async fn start_at(
+    name: &str,
+    role: MemberRole,
+    dir: &Path,
+    join: Option<&str>,
+    listener: tokio::net::TcpListener,
+    peer_url: String,
+    wal_keep_bytes: u64,
+) -> Member {
     // Shown when the test fails; the first of the tests in this process sets it up.
     let _ =
         tracing_subscriber::fmt().with_env_filter("info,openraft=error").with_test_writer().with_ansi(false).try_init();
-    let listener = tokio::net::TcpListener::bind(listen.unwrap_or(([127, 0, 0, 1], 0).into())).await.unwrap();
-    let peer_url = format!("http://{}", listener.local_addr().unwrap());
     let config = Config {
         role,
         bootstrap: join.is_none(),
         join: join.map(str::to_string).into_iter().collect(),
         wal_segment_bytes: 1 << 20,
+        wal_keep_bytes,
         request_timeout_ms: 2_000,
         ..Config::new(name, dir.join(name))
     };
@@ -217,5 +233,80 @@ async fn a_leader_without_a_quorum_says_that_nothing_is_applied() {
     eventually("the leader knows", || n1.node.health(HealthCheck::Leader).is_err()).await;
     let refused = n1.node.write(&ctx(), put("a", "refused")).await.unwrap_err();
     assert!(matches!(refused, NodeError::NoLeader { .. }), "{refused}");
+    n1.stop().await;
+}
+
+/// A slow link to `target`: what goes there passes at so many bytes a second, and at once when that is 0.
+async fn slow_link(target: SocketAddr, bytes_per_second: Arc<AtomicU64>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let Ok(far) = tokio::net::TcpStream::connect(target).await else { continue };
+            let rate = bytes_per_second.clone();
+            let (mut near_read, mut near_write) = near.into_split();
+            let (mut far_read, mut far_write) = far.into_split();
+            tokio::spawn(async move {
+                let mut chunk = vec![0; 16 << 10];
+                while let Ok(n @ 1..) = near_read.read(&mut chunk).await {
+                    let rate = rate.load(Ordering::Relaxed);
+                    if rate > 0 {
+                        // This is what a slow link is; nothing is waited for with it.
+                        tokio::time::sleep(Duration::from_secs_f64(n as f64 / rate as f64)).await;
+                    }
+                    if far_write.write_all(&chunk[..n]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            tokio::spawn(async move {
+                // When either side hangs up the other is told by the end of its stream.
+                let _ = tokio::io::copy(&mut far_read, &mut near_write).await;
+            });
+        }
+    });
+    address
+}
+
+fn metric(node: &Node, name: &str) -> f64 {
+    let text = node.metrics().encode();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_string));
+    line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_slow_mirror_does_not_keep_the_log_and_gets_a_snapshot() {
+    const KEEP: u64 = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let bind = || tokio::net::TcpListener::bind("127.0.0.1:0");
+    let listener = bind().await.unwrap();
+    let peer_url = format!("http://{}", listener.local_addr().unwrap());
+    let n1 = start_at("n1", MemberRole::Voter, dir.path(), None, listener, peer_url, KEEP).await;
+    let rate = Arc::new(AtomicU64::new(0));
+    let listener = bind().await.unwrap();
+    let link = slow_link(listener.local_addr().unwrap(), rate.clone()).await;
+    let peer_url = format!("http://{link}");
+    let m1 = start_at("m1", MemberRole::Mirror, dir.path(), Some(&n1.peer_url), listener, peer_url, KEEP).await;
+    eventually("m1 is ready", || m1.node.health(HealthCheck::Ready).is_ok()).await;
+
+    // The mirror still takes entries, only far too slowly; the log is purged all the same.
+    rate.store(512 << 10, Ordering::Relaxed);
+    let value_of = |n: u32| vec![n as u8; 128 << 10];
+    for n in 0..200u32 {
+        let (key, value) = (Bytes::from(format!("k{n}")), Bytes::from(value_of(n)));
+        let ops = vec![WriteOp::Put { space: KeySpace::User, key, value, lease: 0 }];
+        n1.node.write(&ctx(), WriteCommand { ops, ..Default::default() }).await.unwrap();
+    }
+    let lacks = || n1.node.store().revision() - m1.node.store().revision();
+    eventually("the log is within its bounds", || metric(&n1.node, "lifeboat_wal_bytes") <= 2.0 * KEEP as f64).await;
+    assert!(lacks() > 0, "the mirror was meant to be too slow for this test");
+    assert!(metric(&n1.node, "lifeboat_wal_first_index") > m1.node.status().last_index.unwrap() as f64);
+
+    rate.store(0, Ordering::Relaxed);
+    eventually("m1 has everything", || lacks() == 0).await;
+    for n in [0, 99, 199] {
+        assert_eq!(value(&m1.node, &format!("k{n}")), Some(value_of(n)));
+    }
+    m1.stop().await;
     n1.stop().await;
 }

@@ -22,6 +22,8 @@ use crate::wal::Wal;
 const SEAL_POLL: Duration = Duration::from_millis(10);
 /// How often the leader looks for voters that have caught up, and the log for entries to purge.
 const CHORES: Duration = Duration::from_millis(200);
+/// Entries are kept for a member that lags and is connected until the log is so many times its budget.
+const GIVE_UP_BUDGETS: u64 = 2;
 /// A learner that lacks no more entries than this is made a voter.
 const PROMOTE_BEHIND_ENTRIES: u64 = 100;
 
@@ -279,6 +281,9 @@ async fn purge(inner: &Inner) {
         }
         // Purged at the next turn, when openraft has taken note.
         return;
+    }
+    if stats.bytes > GIVE_UP_BUDGETS * inner.wal_keep_bytes {
+        inner.kept_from.raise(upto + 1);
     }
     if let Err(e) = inner.raft.trigger().purge_log(upto).await {
         tracing::warn!(error = %e, "raft did not purge its log");

@@ -38,7 +38,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::api;
 use crate::metrics::Metrics;
 use crate::model::{ClusterId, Command, LogId, MemberId, Outcome, TimelineId, WriteCommand};
-use crate::raft::network::AddressBook;
+use crate::raft::network::{AddressBook, KeptFrom};
 use crate::raft::peer_http::PeerHttp;
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
@@ -86,6 +86,7 @@ pub(crate) struct Inner {
     service: PeerService,
     http: PeerHttp,
     addresses: AddressBook,
+    kept_from: KeptFrom,
     limits: Limits,
     metrics: Arc<Metrics>,
     clock: Clock,

@@ -31,7 +31,7 @@ use crate::model::new_random_id;
 use crate::raft::fence::Identity;
 use crate::raft::log::Log;
 use crate::raft::machine::Machine;
-use crate::raft::network::{AddressBook, Network, NetworkTimeouts};
+use crate::raft::network::{AddressBook, KeptFrom, Network, NetworkTimeouts};
 use crate::raft::peer_http::{PeerHttp, StrangerHttp};
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
@@ -242,7 +242,8 @@ async fn open(
     };
     let raft_config = Arc::new(raft_config(config, belonging.id.to_string())?);
     let addresses = AddressBook::default();
-    let network = Network::new(http.clone(), timeouts, addresses.clone());
+    let kept_from = KeptFrom::default();
+    let network = Network::new(http.clone(), timeouts, addresses.clone(), kept_from.clone());
     // Before Raft, which at its start applies what the log holds and may have to wait for room.
     let on_failure = failure.clone();
     let sealer = Sealer::start(store.clone(), wal.clone(), room.clone(), move |why| super::fail(&on_failure, why));
@@ -288,6 +289,7 @@ async fn open(
         raft,
         http,
         addresses,
+        kept_from,
     });
     report::register(&inner);
     tokio::spawn(background::watch_cluster(inner.clone()));

@@ -23,7 +23,10 @@ pub const PROTOCOL: &str = "lifeboat-append";
 /// At most so many appends wait for an answer of one peer.
 const MAX_IN_FLIGHT: usize = 16;
 /// Unless it is the only one, an append waits while so many bytes are in flight to one peer.
-const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
+const MAX_IN_FLIGHT_BYTES: usize = 2 << 20;
+/// A link may be as slow as this. Bytes on their way lie mostly in the buffers of the operating system, which move in
+/// large steps: a peer that is only slow must not look like one that is gone, or it would be sent the same for ever.
+const SLOWEST_LINK_BYTES_PER_SECOND: usize = 256 << 10;
 /// Initial size of the buffers for reading.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
@@ -108,10 +111,11 @@ where
     /// Hands the buffer to the connection. A peer that takes nothing for too long is given up: nobody waits for its
     /// answers meanwhile, and the connection alone would notice a peer that is cut off only after many minutes.
     async fn send_out(&mut self) -> io::Result<()> {
+        let patience = self.patience();
         let mut sent = 0;
         while sent < self.write_buffer.len() {
             let write = self.writer.write(&self.write_buffer[sent..]);
-            sent += match tokio::time::timeout(self.idle_timeout, write).await {
+            sent += match tokio::time::timeout(patience, write).await {
                 Ok(written) => match written? {
                     0 => return Err(io::ErrorKind::WriteZero.into()),
                     bytes => bytes,
@@ -134,6 +138,12 @@ where
         self.in_flight_bytes += size;
     }
 
+    /// How long nothing may move before the peer is given up.
+    fn patience(&self) -> Duration {
+        let on_the_way = self.in_flight_bytes as f64 / SLOWEST_LINK_BYTES_PER_SECOND as f64;
+        self.idle_timeout + Duration::from_secs_f64(on_the_way)
+    }
+
     fn may_send(&self) -> bool {
         self.in_flight.len() < MAX_IN_FLIGHT && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
@@ -154,13 +164,13 @@ where
                 return Ok(None);
             }
             let may_send = self.may_send();
+            let due = self.last_progress + self.patience();
             let request = async {
                 match &mut self.input {
                     Some(input) if may_send => input.next().await,
                     _ => future::pending().await,
                 }
             };
-            let due = self.last_progress + self.idle_timeout;
             tokio::select! {
                 biased;
                 read = self.reader.read_buf(&mut self.read_buffer) => {

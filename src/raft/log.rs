@@ -23,7 +23,7 @@ use crate::store::Store;
 use crate::wal::{Wal, WalError};
 
 /// One read for a peer or for apply takes at most so many bytes of entries.
-const READ_BYTES: usize = 4 << 20;
+const READ_BYTES: usize = 512 << 10;
 
 /// The log. Cloning gives another handle to the same one.
 #[derive(Clone)]

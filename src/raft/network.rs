@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,11 +25,13 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory};
 use parking_lot::RwLock;
+use thiserror::Error;
 
 use super::machine::SnapshotContent;
 use super::peer_http::{PeerError, PeerHttp};
 use super::types::{
-    MemberInfo, RaftVote, TypeConfig, encode_membership, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
+    MemberInfo, RaftLogId, RaftVote, TypeConfig, encode_membership, from_raft_log_id, from_raft_vote, to_raft_log_id,
+    to_raft_vote,
 };
 use super::{append_stream, wire};
 use crate::model::MemberId;
@@ -77,18 +79,44 @@ impl AddressBook {
     }
 }
 
+/// The first entry that the leader still keeps for members that lag. Whoever needs an older one gets a snapshot.
+///
+/// openraft purges nothing that a peer may still be sent, and a slow peer that is always being sent something would keep
+/// the log from being purged for ever. So its stream is ended when it needs what is given up; openraft then purges, and
+/// finds that it has to send a snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct KeptFrom(Arc<AtomicU64>);
+
+impl KeptFrom {
+    /// Gives up everything below `index`.
+    pub fn raise(&self, index: u64) {
+        self.0.fetch_max(index, Ordering::Relaxed);
+    }
+
+    /// Whether a peer that holds everything up to `matched` needs what is given up.
+    fn is_beyond(&self, matched: Option<RaftLogId>) -> bool {
+        matched.map_or(0, |id| id.index + 1) < self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a client says when it ends the stream of a peer that lags too far.
+#[derive(Debug, Error)]
+#[error("the peer needs entries that the log does not keep any more: it gets a snapshot")]
+struct GivenUp;
+
 /// Makes a [`PeerClient`] for each peer.
 #[derive(Debug, Clone)]
 pub struct Network {
     http: PeerHttp,
     timeouts: NetworkTimeouts,
     addresses: AddressBook,
+    kept_from: KeptFrom,
 }
 
 impl Network {
-    /// A network that dials through `http`, where `addresses` says.
-    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts, addresses: AddressBook) -> Network {
-        Network { http, timeouts, addresses }
+    /// A network that dials through `http`, where `addresses` says, and sends no entry that is given up.
+    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts, addresses: AddressBook, kept_from: KeptFrom) -> Network {
+        Network { http, timeouts, addresses, kept_from }
     }
 
     fn client(&self, target: MemberId, info: &MemberInfo, heartbeat: bool) -> PeerClient {
@@ -98,6 +126,7 @@ impl Network {
             target,
             first_url: Arc::from(info.peer_url.as_str()),
             addresses: self.addresses.clone(),
+            kept_from: self.kept_from.clone(),
             heartbeat,
         }
     }
@@ -124,6 +153,7 @@ pub struct PeerClient {
     /// Where it was when this client was made.
     first_url: Arc<str>,
     addresses: AddressBook,
+    kept_from: KeptFrom,
     /// Whether appends are single POSTs instead of a stream.
     heartbeat: bool,
 }
@@ -225,18 +255,26 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 let answer = self.append_once(first, option.hard_ttl()).await?;
                 return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
+            if self.kept_from.is_beyond(first.prev_log_id) {
+                return Err(RPCError::Unreachable(Unreachable::new(&GivenUp)));
+            }
             let timeout = self.timeouts.append_idle;
             let url = self.url();
             let dialled =
                 self.http.upgrade(self.target, &url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
             let io = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
             tracing::debug!(peer = %url, "append stream opened");
-            let target = self.target;
-            let answers = append_stream::send(first, input, io, timeout).map(move |answer| {
-                answer.map_err(|e| {
+            let (target, kept_from) = (self.target, self.kept_from.clone());
+            let answers = append_stream::send(first, input, io, timeout).map(move |answer| match answer {
+                Ok(Ok(matched)) if kept_from.is_beyond(matched) => {
+                    tracing::info!(peer = %url, "the peer lags beyond what the log keeps; it gets a snapshot");
+                    Err(RPCError::Network(NetworkError::new(&GivenUp)))
+                }
+                Ok(answer) => Ok(answer),
+                Err(e) => {
                     tracing::debug!(peer = %url, target, error = %e, "append stream ended");
-                    RPCError::Network(NetworkError::new(&e))
-                })
+                    Err(RPCError::Network(NetworkError::new(&e)))
+                }
             });
             Ok(Box::pin(answers) as Answers<'s>)
         })
