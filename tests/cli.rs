@@ -218,6 +218,9 @@ fn a_member_serves_drains_and_goes_on_with_its_data() {
     let lost = run(&with(&arguments, &[]));
     assert_eq!(lost.status.code(), Some(1));
     assert!(text(&lost.stderr).contains("--bootstrap"), "{}", text(&lost.stderr));
+    let both = run(&with(&arguments, &["--bootstrap", "--join", "http://127.0.0.1:1"]));
+    assert_eq!(both.status.code(), Some(1));
+    assert!(text(&both.stderr).contains("not both"), "{}", text(&both.stderr));
 
     let mut first = Running::start(&with(&arguments, &["--bootstrap"]));
     let line = first.wait_line("serves clients at");

@@ -211,7 +211,9 @@ fn a_member_with_data_uses_them_whatever_it_is_told_and_says_so() {
     for member in [0, 1] {
         assert!(cluster.stop(member).success());
     }
-    // n1 keeps its --bootstrap, n2 its --join.
+    // n1 keeps its --bootstrap and is told to join besides, n2 keeps its --join.
+    let peer = format!("http://{}", cluster.client(1));
+    cluster.member_mut(0).arguments.extend(["--join".to_string(), peer]);
     let logged: Vec<usize> = (0..2).map(|member| cluster.member(member).log_text().len()).collect();
     cluster.start_member(0);
     cluster.start_member(1);

@@ -307,9 +307,7 @@ impl Reader {
 
     /// What no value can say about itself.
     fn check_together(&mut self, config: &Config) {
-        if config.bootstrap && !config.join.is_empty() {
-            self.conflict("bootstrap", "join", "a member founds a cluster or joins one, not both".to_owned());
-        }
+        // Not `bootstrap` with `join`: a member that has data needs neither, so only a member without may be refused.
         if config.bootstrap && config.role == MemberRole::Mirror {
             self.conflict("role", "bootstrap", "the first member of a cluster must be a voter".to_owned());
         }

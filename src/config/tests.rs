@@ -317,10 +317,15 @@ fn a_value_of_the_wrong_type_in_a_file_is_refused() {
 
 #[test]
 fn values_that_do_not_go_together_are_refused_with_both_sources() {
-    let case = Case { file: Some("bootstrap = true"), env: vec![("LIFEBOAT_JOIN", "http://a:1")], ..Case::default() };
-    refused(case, &["bootstrap: ", "not both", "member.toml", "join: environment variable LIFEBOAT_JOIN"]);
+    let case = Case {
+        file: Some("bootstrap = true"),
+        env: vec![("LIFEBOAT_ROLE", "mirror"), ("LIFEBOAT_JOIN", "http://a:1")],
+        ..Case::default()
+    };
+    refused(case, &["role: ", "must be a voter", "member.toml", "environment variable LIFEBOAT_ROLE"]);
     accepted(Case {
         file: Some("bootstrap = true"),
+        env: vec![("LIFEBOAT_ROLE", "mirror")],
         flags: vec![("bootstrap", "false"), ("join", "http://a:1")],
         ..Case::default()
     });

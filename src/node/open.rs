@@ -152,6 +152,9 @@ async fn belong(
         }
         return Ok(belonging);
     }
+    if config.bootstrap && !config.join.is_empty() {
+        return Err(StartError::BothTold { dir: dir.clone() });
+    }
     let belonging = if config.bootstrap {
         Belonging { id: new_random_id(), timeline: new_random_id(), founder: true, has_log: false }
     } else if config.join.is_empty() {

@@ -55,6 +55,15 @@ pub enum StartError {
         /// The directory.
         dir: PathBuf,
     },
+    /// An empty member was told to bootstrap and to join.
+    #[error(
+        "{} holds no data yet, and a member without data founds a cluster or joins one: say --bootstrap or --join, not both",
+        dir.display()
+    )]
+    BothTold {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The cluster refused this member.
     #[error("{url} refused this member: {detail}")]
     JoinRefused {
