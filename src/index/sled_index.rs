@@ -6,6 +6,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Index, IndexEntry, IndexError, IndexKey, IndexMeta};
 
@@ -15,6 +17,10 @@ const META_KEY: &[u8] = &[0];
 const CACHE_BYTES: u64 = 64 << 20;
 /// How often sled hands what it has gathered to the operating system, so that a killed process loses little.
 const FLUSH_MILLISECONDS: u64 = 1000;
+
+/// How long an index that was dropped in this process may still be held.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// An index in a directory of its own.
 pub struct SledIndex {
@@ -32,8 +38,21 @@ impl SledIndex {
                 .flush_every_ms(Some(FLUSH_MILLISECONDS))
                 .open()
         };
-        guarded(open).map(|db| SledIndex { db })
+        let started = Instant::now();
+        loop {
+            match guarded(open) {
+                Err(error) if is_locked(&error) && started.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
+                opened => return opened.map(|db| SledIndex { db }),
+            }
+        }
     }
+}
+
+/// Whether somebody still has the index open. sled's threads hold its files for a moment after the last handle was
+/// dropped, so a member that is opened again in one process meets itself; another process is kept away by the lock on
+/// the data directory. sled tells this only in words.
+fn is_locked(error: &IndexError) -> bool {
+    matches!(error, IndexError::Backend(words) if words.contains("could not acquire lock"))
 }
 
 /// Runs a call of sled and turns a panic into an error.
@@ -84,6 +103,23 @@ impl Index for SledIndex {
         match guarded(|| self.db.get(META_KEY))? {
             None => Ok(None),
             Some(bytes) => Ok(Some(IndexMeta::decode(&bytes)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_is_just_being_let_go_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let first = SledIndex::open(dir.path()).unwrap();
+            let path = dir.path().to_owned();
+            let second = thread::spawn(move || SledIndex::open(&path).map(drop));
+            drop(first);
+            assert!(second.join().unwrap().is_ok());
         }
     }
 }
