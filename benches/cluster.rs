@@ -6,6 +6,9 @@
 //! machine with the members, so it is kept as cheap as can be: plain sockets on one thread, requests prepared
 //! beforehand, answers looked at just enough to see their end and that they are good.
 //!
+//! Then one client puts while many watchers of one prefix are told of it (`--only watch`), and puts are measured beside
+//! compaction (`--only compaction`); see `parts/`.
+//!
 //! What is printed for each shape: operations a second, the time of an answer (p50, p99, the longest), CPU seconds of
 //! every member and of the generator, CPU microseconds of all members together for one operation, and the peak
 //! resident memory of every member during the shape. The machine matters: it is named first.
@@ -15,22 +18,26 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+#[path = "parts/client.rs"]
+mod client;
+#[path = "parts/compaction.rs"]
+mod compaction;
+#[path = "parts/fan_out.rs"]
+mod fan_out;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
+use client::{Client, cpu_seconds, machine};
 use hdrhistogram::Histogram;
 use support::cluster::{Cluster, Plan};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// How many keys the clients write and read.
 const KEYS: usize = 10_000;
 /// The size of every value.
 const VALUE_BYTES: usize = 256;
-/// The kernel counts CPU time for `/proc/<pid>/stat` in this unit on every machine.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// An answer that takes longer is counted as this long.
 const LONGEST_MICROS: u64 = 60_000_000;
 
@@ -47,11 +54,17 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,256")]
     clients: Vec<usize>,
     /// Only these operations
-    #[arg(long, value_delimiter = ',', default_value = "put,get,stale")]
+    #[arg(long, value_delimiter = ',', default_value = "put,get,stale,watch,compaction")]
     only: Vec<Operation>,
     /// Whom the clients ask
     #[arg(long, value_delimiter = ',', default_value = "leader,all")]
     at: Vec<Targets>,
+    /// How many watchers of one prefix; several numbers make several shapes
+    #[arg(long, value_delimiter = ',', default_value = "1000")]
+    watchers: Vec<usize>,
+    /// How many puts a second the watchers are also given
+    #[arg(long, default_value_t = 50.0)]
+    paced_puts_per_second: f64,
     /// Given by `cargo bench`; without it nothing is measured
     #[arg(long, hide = true)]
     bench: bool,
@@ -65,6 +78,10 @@ enum Operation {
     Get,
     /// Stale reads of random keys
     Stale,
+    /// Puts by one client that many watchers are told of
+    Watch,
+    /// Puts beside compaction and without it
+    Compaction,
 }
 
 impl Operation {
@@ -73,6 +90,8 @@ impl Operation {
             Operation::Put => "put",
             Operation::Get => "get, linearizable",
             Operation::Stale => "get, stale",
+            Operation::Watch => "watch",
+            Operation::Compaction => "compaction",
         }
     }
 }
@@ -100,18 +119,26 @@ fn main() {
         println!("nothing is measured in a test run; use `cargo bench --bench cluster`");
         return;
     }
-    println!("{}", machine());
+    println!("{}; values of {VALUE_BYTES} bytes, {KEYS} keys\n", machine());
     let cluster = Plan::new(3, 0).flag("--log", "warn").start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(fill(&cluster));
     println!("{}", Row::header());
-    for &operation in &options.only {
+    let simple = |operation: &&Operation| !matches!(operation, Operation::Watch | Operation::Compaction);
+    for &operation in options.only.iter().filter(simple) {
         for &at in &options.at {
             for &clients in &options.clients {
                 let row = runtime.block_on(measure(&cluster, &options, operation, at, clients));
                 println!("{}", row.line());
             }
         }
+    }
+    if options.only.contains(&Operation::Watch) {
+        runtime.block_on(fan_out::run(&cluster, &options));
+    }
+    drop(cluster);
+    if options.only.contains(&Operation::Compaction) {
+        compaction::run(&runtime, &options);
     }
 }
 
@@ -137,63 +164,13 @@ async fn fill(cluster: &Cluster) {
 fn request(operation: Operation, key: usize) -> Vec<u8> {
     let key = format!("/v1/kv/bench/{key:08}");
     match operation {
-        Operation::Put => {
+        Operation::Put | Operation::Watch | Operation::Compaction => {
             let head = format!("PUT {key} HTTP/1.1\r\nHost: bench\r\nContent-Length: {VALUE_BYTES}\r\n\r\n");
             [head.as_bytes(), &[b'v'; VALUE_BYTES]].concat()
         }
         Operation::Get => format!("GET {key} HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes(),
         Operation::Stale => format!("GET {key}?consistency=stale HTTP/1.1\r\nHost: bench\r\n\r\n").into_bytes(),
     }
-}
-
-/// One connection that waits for each answer.
-struct Client {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    async fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Client { stream, buffer: vec![0; 4096] }
-    }
-
-    /// Sends a request and reads to the end of its answer.
-    async fn ask(&mut self, request: &[u8]) -> Result<(), String> {
-        self.stream.write_all(request).await.map_err(|error| error.to_string())?;
-        let mut filled = 0;
-        loop {
-            let count = self.stream.read(&mut self.buffer[filled..]).await.map_err(|error| error.to_string())?;
-            if count == 0 {
-                return Err("the member closed the connection".into());
-            }
-            filled += count;
-            if let Some(length) = answer_length(&self.buffer[..filled]) {
-                if length == filled {
-                    break;
-                }
-                if length > self.buffer.len() {
-                    self.buffer.resize(length, 0);
-                }
-            }
-        }
-        // `HTTP/1.1 2..`
-        if self.buffer[9] == b'2' {
-            return Ok(());
-        }
-        Err(String::from_utf8_lossy(&self.buffer[..filled]).into_owned())
-    }
-}
-
-/// The length of the answer that begins here, once its headers are whole.
-fn answer_length(bytes: &[u8]) -> Option<usize> {
-    const NAME: &[u8] = b"\r\ncontent-length: ";
-    let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
-    let at = bytes[..head + 2].windows(NAME.len()).position(|window| window.eq_ignore_ascii_case(NAME))?;
-    let digits = bytes[at + NAME.len()..head + 2].iter().take_while(|byte| byte.is_ascii_digit());
-    let body = digits.fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0'));
-    Some(head + 4 + body)
 }
 
 /// What one shape gave.
@@ -285,6 +262,11 @@ async fn work(
 }
 
 impl Row {
+    /// Answers a second.
+    fn rate(&self) -> f64 {
+        self.times.len() as f64 / self.seconds
+    }
+
     fn header() -> String {
         let titles = [
             "operation",
@@ -333,16 +315,6 @@ impl Row {
     }
 }
 
-/// CPU time of a process so far, in user and in kernel mode.
-fn cpu_seconds(process: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // The second field is the name in parentheses and may hold anything; what follows has fixed places.
-    let rest = &stat[stat.rfind(')').unwrap() + 2..];
-    let fields: Vec<&str> = rest.split(' ').collect();
-    let ticks: f64 = [11, 12].iter().map(|&place| fields[place].parse::<f64>().unwrap()).sum();
-    ticks / TICKS_PER_SECOND
-}
-
 /// The most memory that a process had resident since [`forget_peak_memory`].
 fn peak_memory_mib(process: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -353,21 +325,4 @@ fn peak_memory_mib(process: u32) -> f64 {
 /// Where the kernel does not allow it, the peak is that of the whole life of the process.
 fn forget_peak_memory(process: u32) {
     let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");
-}
-
-/// What the figures depend on.
-fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpu_info = read("/proc/cpuinfo");
-    let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown CPU");
-    let cores = std::thread::available_parallelism().map_or(0, |cores| cores.get());
-    let memory = read("/proc/meminfo");
-    let memory_kib: f64 = memory.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_default();
-    format!(
-        "{}; {cores} cores, {:.0} GiB, Linux {}; load before: {}; values of {VALUE_BYTES} bytes, {KEYS} keys\n",
-        model.trim_start_matches([' ', '\t', ':']),
-        memory_kib / f64::from(1 << 20),
-        read("/proc/sys/kernel/osrelease").trim(),
-        read("/proc/loadavg").split(' ').next().unwrap_or_default(),
-    )
 }

@@ -14,7 +14,9 @@
 
 pub mod api;
 pub mod cli;
+pub mod client;
 pub mod config;
+pub mod crash_points;
 pub mod files;
 pub mod history;
 pub mod http;

@@ -4,11 +4,14 @@
 //! may add numbers that it keeps anyway, which are asked for only when somebody scrapes ([`Metrics::on_scrape`]).
 //!
 //! Counting on the path of a request is an atomic addition in a place found by array index: no lock, no map, no
-//! allocation. All names begin with `lifeboat_`; the text is OpenMetrics, which Prometheus reads ([`CONTENT_TYPE`]).
+//! allocation. All names begin with `lifeboat_` and are listed in [`catalogue`]; the text is OpenMetrics, which Prometheus
+//! reads ([`CONTENT_TYPE`]).
 //!
 //! Nothing here survives a restart: counters begin at 0, as Prometheus expects.
 //!
-//! Proven by the tests below: what was counted is what is shown, under the documented names.
+//! Proven by the tests below: what was counted is what is shown, under its name in the catalogue.
+
+pub mod catalogue;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,11 +22,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry};
+
+use catalogue::{Described, Kind};
 
 /// The content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,9 +40,19 @@ pub type ScrapeFn = Box<dyn Fn(&mut Sampler) + Send + Sync>;
 /// All numbers of one member.
 pub struct Metrics {
     registry: Mutex<Registry>,
-    scraped: Arc<Mutex<Vec<ScrapeFn>>>,
+    scraped: Arc<Mutex<Scraped>>,
     /// Requests of clients.
     pub http: Arc<HttpMetrics>,
+    /// Copies of the history that this member sent and received.
+    pub copies: CopyMetrics,
+    /// Copies by which this member was repaired.
+    pub repairs: RepairMetrics,
+    /// Looks for something to compact that found nothing.
+    pub compaction_idle: Counter,
+    /// Leases that this member ended because their time had passed.
+    pub leases_expired: Counter,
+    /// Canaries that this member sent as the leader.
+    pub canaries: Counter,
     /// Linearizable reads that this member served.
     pub reads_linearizable: Counter,
     /// Stale reads that this member served.
@@ -67,44 +83,50 @@ impl Metrics {
         let mut registry = Registry::default();
         let http = Arc::new(HttpMetrics::default());
         registry.register_collector(Box::new(HttpCollector(http.clone())));
-        let scraped: Arc<Mutex<Vec<ScrapeFn>>> = Arc::default();
+        let scraped: Arc<Mutex<Scraped>> = Arc::default();
         registry.register_collector(Box::new(ScrapeCollector(scraped.clone())));
 
-        let reads = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        registry.register("lifeboat_reads_served", "Reads served by this member", reads.clone());
-        let read_counter = |consistency| reads.get_or_create(&[("consistency", consistency)]).clone();
-        let reads_linearizable = read_counter("linearizable");
-        let reads_stale = read_counter("stale");
-        let mut counter = |name: &str, help: &str| {
+        let reads = family(&mut registry, &catalogue::READS_SERVED);
+        let mut counter = |metric: &Described| {
             let counter = Counter::default();
-            registry.register(name, help, counter.clone());
+            register(&mut registry, metric, counter.clone());
             counter
         };
-        let writes_forwarded = counter("lifeboat_writes_forwarded", "Writes sent on to the leader");
-        let read_index_rounds = counter("lifeboat_read_index_rounds", "Questions to the leader for the read index");
-        let read_index_waiters = counter("lifeboat_read_index_waiters", "Reads that waited for a read index");
+        let writes_forwarded = counter(&catalogue::WRITES_FORWARDED);
+        let read_index_rounds = counter(&catalogue::READ_INDEX_ROUNDS);
+        let read_index_waiters = counter(&catalogue::READ_INDEX_WAITERS);
+        let compaction_idle = counter(&catalogue::COMPACTION_IDLE_LOOKS);
+        let leases_expired = counter(&catalogue::LEASES_EXPIRED);
+        let canaries = counter(&catalogue::CANARIES_SENT);
+        let copies = CopyMetrics::registered(&mut registry);
+        let repairs = RepairMetrics::registered(&mut registry);
         Metrics {
+            copies,
+            repairs,
+            compaction_idle,
+            leases_expired,
+            canaries,
             registry: Mutex::new(registry),
             scraped,
             http,
-            reads_linearizable,
-            reads_stale,
+            reads_linearizable: reads("linearizable"),
+            reads_stale: reads("stale"),
             writes_forwarded,
             read_index_rounds,
             read_index_waiters,
         }
     }
 
-    /// Adds a metric that another layer keeps, for example a [`Counter`] or a [`Histogram`]. The name has no `_total`:
-    /// a counter gets it when it is shown.
-    pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
-        self.registry.lock().register(name, help, metric);
-    }
-
     /// Adds a closure that is asked at every scrape. It must not block; give it a weak reference to what owns these
     /// metrics, or neither is ever freed.
     pub fn on_scrape(&self, closure: ScrapeFn) {
-        self.scraped.lock().push(closure);
+        self.scraped.lock().by_layers.push(closure);
+    }
+
+    /// Lets this closure be asked until the first of [`Metrics::on_scrape`] is there, and never beside one: a member that
+    /// is being opened is not told of twice.
+    pub fn until_on_scrape(&self, closure: ScrapeFn) {
+        self.scraped.lock().before = Some(closure);
     }
 
     /// Everything as text.
@@ -112,6 +134,74 @@ impl Metrics {
         let mut out = String::with_capacity(16 * 1024);
         text::encode(&mut out, &self.registry.lock()).expect("writing to a string cannot fail");
         out
+    }
+}
+
+fn register(registry: &mut Registry, described: &Described, metric: impl Metric) {
+    debug_assert!(metric_type(described.kind).as_str() == metric.metric_type().as_str(), "{described:?}");
+    registry.register(described.name, described.help, metric);
+}
+
+/// A counter for each value of the one label that the metric has.
+fn family(registry: &mut Registry, described: &Described) -> impl Fn(&'static str) -> Counter + use<> {
+    let family = Family::<[(&'static str, &'static str); 1], Counter>::default();
+    register(registry, described, family.clone());
+    let &[label] = described.labels else { unreachable!("{described:?} has one label") };
+    move |value| family.get_or_create(&[(label, value)]).clone()
+}
+
+fn metric_type(kind: Kind) -> MetricType {
+    match kind {
+        Kind::Gauge => MetricType::Gauge,
+        Kind::Counter => MetricType::Counter,
+        Kind::Histogram => MetricType::Histogram,
+    }
+}
+
+/// Copies of the history between members, by kind: `full`, or `delta` when only what a member lacks is sent.
+#[derive(Debug, Clone)]
+pub struct CopyMetrics {
+    /// Full copies that arrived whole.
+    pub full: Counter,
+    /// Deltas that arrived whole.
+    pub delta: Counter,
+    /// Bytes of full copies.
+    pub full_bytes: Counter,
+    /// Bytes of deltas.
+    pub delta_bytes: Counter,
+}
+
+impl CopyMetrics {
+    fn registered(registry: &mut Registry) -> CopyMetrics {
+        let sent = family(registry, &catalogue::COPIES_SENT);
+        let bytes = family(registry, &catalogue::COPIES_SENT_BYTES);
+        CopyMetrics { full: sent("full"), delta: sent("delta"), full_bytes: bytes("full"), delta_bytes: bytes("delta") }
+    }
+}
+
+/// Repairs of this member's history, by the kind of the copy.
+#[derive(Debug, Clone)]
+pub struct RepairMetrics {
+    /// Repairs by a full copy.
+    pub full: Counter,
+    /// Repairs by a delta.
+    pub delta: Counter,
+    /// Bytes of full copies.
+    pub full_bytes: Counter,
+    /// Bytes of deltas.
+    pub delta_bytes: Counter,
+}
+
+impl RepairMetrics {
+    fn registered(registry: &mut Registry) -> RepairMetrics {
+        let repairs = family(registry, &catalogue::REPAIRS);
+        let bytes = family(registry, &catalogue::REPAIR_BYTES);
+        RepairMetrics {
+            full: repairs("full"),
+            delta: repairs("delta"),
+            full_bytes: bytes("full"),
+            delta_bytes: bytes("delta"),
+        }
     }
 }
 
@@ -123,7 +213,7 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct SampledFamily {
-    help: &'static str,
+    described: &'static Described,
     samples: Vec<(Labels, Sample)>,
 }
 
@@ -137,34 +227,33 @@ enum Sample {
 
 impl Sampler {
     /// A number that goes up and down. What is unknown is left out, not reported as 0.
-    pub fn gauge(&mut self, name: &'static str, help: &'static str, value: f64) {
-        self.gauge_with(name, help, &[], value);
+    pub fn gauge(&mut self, metric: &'static Described, value: f64) {
+        self.gauge_with(metric, &[], value);
     }
 
-    /// A number that goes up and down, one for each set of labels.
-    pub fn gauge_with(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
-        self.push(name, help, labels, Sample::Gauge(value));
+    /// A number that goes up and down, one for each set of values of the metric's labels.
+    pub fn gauge_with(&mut self, metric: &'static Described, labels: &[&str], value: f64) {
+        debug_assert_eq!(metric.kind, Kind::Gauge, "{metric:?}");
+        self.push(metric, labels, Sample::Gauge(value));
     }
 
-    /// A number that only goes up, kept elsewhere. The name has no `_total`; it is added.
-    pub fn counter(&mut self, name: &'static str, help: &'static str, value: u64) {
-        self.counter_with(name, help, &[], value);
+    /// A number that only goes up, kept elsewhere.
+    pub fn counter(&mut self, metric: &'static Described, value: u64) {
+        self.counter_with(metric, &[], value);
     }
 
-    /// A number that only goes up, kept elsewhere, one for each set of labels.
-    pub fn counter_with(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[(&'static str, &str)],
-        value: u64,
-    ) {
-        self.push(name, help, labels, Sample::Counter(value));
+    /// A number that only goes up, kept elsewhere, one for each set of values of the metric's labels.
+    pub fn counter_with(&mut self, metric: &'static Described, labels: &[&str], value: u64) {
+        debug_assert_eq!(metric.kind, Kind::Counter, "{metric:?}");
+        self.push(metric, labels, Sample::Counter(value));
     }
 
-    fn push(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], sample: Sample) {
-        let family = self.families.entry(name).or_insert_with(|| SampledFamily { help, samples: Vec::new() });
-        family.samples.push((labels.iter().map(|(label, text)| (*label, escape(text))).collect(), sample));
+    fn push(&mut self, metric: &'static Described, values: &[&str], sample: Sample) {
+        debug_assert_eq!(metric.labels.len(), values.len(), "{metric:?}");
+        let new = SampledFamily { described: metric, samples: Vec::new() };
+        let family = self.families.entry(metric.name).or_insert(new);
+        let labels = metric.labels.iter().zip(values).map(|(label, text)| (*label, escape(text)));
+        family.samples.push((labels.collect(), sample));
     }
 }
 
@@ -173,7 +262,19 @@ fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-struct ScrapeCollector(Arc<Mutex<Vec<ScrapeFn>>>);
+fn describe<'e>(encoder: &'e mut DescriptorEncoder, metric: &Described) -> Result<MetricEncoder<'e>, fmt::Error> {
+    encoder.encode_descriptor(metric.name, metric.help, None, metric_type(metric.kind))
+}
+
+/// Who is asked at a scrape.
+#[derive(Default)]
+struct Scraped {
+    /// As long as nobody else is there.
+    before: Option<ScrapeFn>,
+    by_layers: Vec<ScrapeFn>,
+}
+
+struct ScrapeCollector(Arc<Mutex<Scraped>>);
 
 impl fmt::Debug for ScrapeCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,16 +285,16 @@ impl fmt::Debug for ScrapeCollector {
 impl Collector for ScrapeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let mut sampler = Sampler::default();
-        for closure in self.0.lock().iter() {
+        let scraped = self.0.lock();
+        let before = scraped.before.iter().filter(|_| scraped.by_layers.is_empty());
+        for closure in before.chain(&scraped.by_layers) {
             closure(&mut sampler);
         }
-        for (name, family) in &sampler.families {
-            let kind = match family.samples.first() {
-                Some((_, Sample::Counter(_))) => MetricType::Counter,
-                Some((_, Sample::Gauge(_))) | None => MetricType::Gauge,
-            };
-            let mut family_encoder = encoder.encode_descriptor(name, family.help, None, kind)?;
-            for (labels, sample) in &family.samples {
+        drop(scraped);
+        for family in sampler.families.values() {
+            let SampledFamily { described, samples } = family;
+            let mut family_encoder = describe(&mut encoder, described)?;
+            for (labels, sample) in samples {
                 let metric = if labels.is_empty() { None } else { Some(family_encoder.encode_family(labels)?) };
                 match metric {
                     Some(encoder) => encode_sample(*sample, encoder)?,
@@ -264,20 +365,6 @@ impl Histogram {
     }
 }
 
-impl EncodeMetric for Histogram {
-    fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
-        self.encode_to(&mut encoder)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
-    }
-}
-
-impl TypedMetric for Histogram {
-    const TYPE: MetricType = MetricType::Histogram;
-}
-
 /// Declares a label with its values, so that counters of all its values can lie in an array.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
@@ -300,6 +387,10 @@ label! {
     Route {
         /// `/v1/kv/{key}`
         Kv = "/v1/kv/{key}",
+        /// `/v1/kv/{key}`, waiting for a change
+        LongPoll = "/v1/kv/{key}?since",
+        /// `/v1/watch`; its duration is that of the head
+        Watch = "/v1/watch",
         /// `/v1/keys`
         Keys = "/v1/keys",
         /// `/v1/status`
@@ -310,6 +401,28 @@ label! {
         Role = "/v1/role",
         /// `/v1/leader`
         Leader = "/v1/leader",
+        /// `/v1/replication`
+        Replication = "/v1/replication",
+        /// `/v1/dr`
+        Dr = "/v1/dr",
+        /// `/v1/dr/switchover`
+        Switchover = "/v1/dr/switchover",
+        /// `/v1/events`
+        Events = "/v1/events",
+        /// `/v1/seq/{name}`
+        Sequences = "/v1/seq",
+        /// `/v1/maintenance`
+        Maintenance = "/v1/maintenance",
+        /// `/v1/verify`; its duration is that of the head
+        Verify = "/v1/verify",
+        /// `/v1/snapshot`
+        Snapshot = "/v1/snapshot",
+        /// `/v1/txn`
+        Txn = "/v1/txn",
+        /// `/v1/leases` and what is below it
+        Leases = "/v1/leases",
+        /// `/v1/openapi.json`
+        OpenApi = "/v1/openapi.json",
         /// `/health/…`
         Health = "/health",
         /// `/metrics`
@@ -372,38 +485,34 @@ struct HttpCollector(Arc<HttpMetrics>);
 
 impl Collector for HttpCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let help = "Requests of clients";
-        let mut family = encoder.encode_descriptor("lifeboat_http_requests", help, None, MetricType::Counter)?;
+        let mut family = describe(&mut encoder, &catalogue::HTTP_REQUESTS)?;
         for (route, verb) in routes_and_verbs() {
             for (class, label) in STATUS_CLASSES.iter().enumerate() {
                 let count = self.0.requests[route as usize][verb as usize][class].load(Ordering::Relaxed);
                 if count > 0 {
-                    let labels = [("route", route.as_str()), ("method", verb.as_str()), ("status", label)];
-                    let labels = labels.as_slice();
+                    let labels = labelled(&catalogue::HTTP_REQUESTS, &[route.as_str(), verb.as_str(), label]);
                     let mut metric = family.encode_family(&labels)?;
                     metric.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
                 }
             }
         }
-        let help = "Time from the head of a request to the head of its reply";
-        let name = "lifeboat_http_request_duration_seconds";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut family = describe(&mut encoder, &catalogue::HTTP_REQUEST_DURATION_SECONDS)?;
         for (route, verb) in routes_and_verbs() {
             let histogram = &self.0.durations[route as usize][verb as usize];
             if !histogram.is_unused() {
-                let labels = [("route", route.as_str()), ("method", verb.as_str())];
-                let labels = labels.as_slice();
+                let labels = labelled(&catalogue::HTTP_REQUEST_DURATION_SECONDS, &[route.as_str(), verb.as_str()]);
                 histogram.encode_to(&mut family.encode_family(&labels)?)?;
             }
         }
-        let help = "Connections of clients that are open";
-        let mut metric = encoder.encode_descriptor("lifeboat_http_connections", help, None, MetricType::Gauge)?;
+        let mut metric = describe(&mut encoder, &catalogue::HTTP_CONNECTIONS)?;
         metric.encode_gauge(&(self.0.connections.open.load(Ordering::Relaxed) as f64))?;
-        let help = "Connections of clients that were closed because too many were open";
-        let name = "lifeboat_http_connections_refused";
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = describe(&mut encoder, &catalogue::HTTP_CONNECTIONS_REFUSED)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&self.0.connections.refused.load(Ordering::Relaxed), None)
     }
+}
+
+fn labelled<'v>(metric: &Described, values: &[&'v str]) -> Vec<(&'static str, &'v str)> {
+    metric.labels.iter().copied().zip(values.iter().copied()).collect()
 }
 
 fn routes_and_verbs() -> impl Iterator<Item = (Route, Verb)> {
@@ -459,27 +568,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_until_others_tell_is_told_alone() {
+        let (early, late) = (Metrics::new(), Metrics::new());
+        let says =
+            |value| -> ScrapeFn { Box::new(move |sampler: &mut Sampler| sampler.gauge(&catalogue::READY, value)) };
+        early.until_on_scrape(says(0.0));
+        assert_eq!(value(&early.encode(), "lifeboat_ready"), 0.0);
+        early.on_scrape(says(1.0));
+        // Whichever of the two comes first.
+        late.on_scrape(says(1.0));
+        late.until_on_scrape(says(0.0));
+        for metrics in [early, late] {
+            let text = metrics.encode();
+            assert_eq!(value(&text, "lifeboat_ready"), 1.0);
+            assert_eq!(text.lines().filter(|line| line.starts_with("lifeboat_ready ")).count(), 1, "{text}");
+        }
+    }
+
+    #[test]
     fn other_layers_report_at_the_scrape() {
         let metrics = Metrics::new();
-        for (peer, lag_seconds) in [("n2", 0.5), ("n\"3", 2.0)] {
-            let help = "How far a peer lags";
+        for (member, far) in [("n2", 0.5), ("n\"3", 2.0)] {
             metrics.on_scrape(Box::new(move |sampler| {
-                sampler.gauge_with("lifeboat_lag_seconds", help, &[("peer", peer)], lag_seconds);
+                sampler.gauge_with(&catalogue::PEER_ROUND_TRIP_SECONDS, &[member], far);
             }));
         }
         metrics.on_scrape(Box::new(|sampler| {
-            sampler.gauge("lifeboat_revision", "The newest revision", 44.0);
-            sampler.counter("lifeboat_seals", "Segments sealed", 7);
+            sampler.gauge(&catalogue::REVISION, 44.0);
+            sampler.counter(&catalogue::SEALS, 7);
         }));
-        let histogram = Histogram::default();
-        metrics.register("lifeboat_wal_sync_seconds", "A sync", histogram.clone());
-        histogram.observe(Duration::from_millis(1));
         let text = metrics.encode();
-        assert_eq!(value(&text, r#"lifeboat_lag_seconds{peer="n2"}"#), 0.5);
-        assert_eq!(value(&text, r#"lifeboat_lag_seconds{peer="n\"3"}"#), 2.0);
+        assert_eq!(value(&text, r#"lifeboat_peer_round_trip_seconds{member="n2"}"#), 0.5);
+        assert_eq!(value(&text, r#"lifeboat_peer_round_trip_seconds{member="n\"3"}"#), 2.0);
         assert_eq!(value(&text, "lifeboat_revision"), 44.0);
         assert_eq!(value(&text, "lifeboat_seals_total"), 7.0);
-        assert_eq!(value(&text, "lifeboat_wal_sync_seconds_count"), 1.0);
-        assert_eq!(text.matches("# TYPE lifeboat_lag_seconds ").count(), 1);
+        assert_eq!(text.matches("# TYPE lifeboat_peer_round_trip_seconds ").count(), 1);
     }
 }

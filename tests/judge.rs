@@ -8,8 +8,11 @@
 mod support;
 
 use rand::Rng;
+use serde_json::json;
 use support::Seed;
-use support::history::{Asked, Condition, Glimpse, History, NEVER, Record, Told, Verdict};
+use support::history::{Asked, By, Condition, Glimpse, History, NEVER, Record, Told, Verdict};
+use support::timelines::{Fork, JournalFate};
+use support::workload::Journal;
 
 const A: u64 = 1;
 const B: u64 = 2;
@@ -21,7 +24,7 @@ fn revision(value: u64) -> u64 {
 }
 
 fn record(began: i64, ended: i64, asked: Asked, told: Told) -> Record {
-    Record { key: 0, who: "a client".into(), began, ended, asked, told }
+    Record { key: 0, who: "a client".into(), began, ended, asked, told, by: By::default() }
 }
 
 fn wrote(began: i64, ended: i64, value: u64, previous: Option<u64>) -> Record {
@@ -149,7 +152,7 @@ fn a_write_refused_as_not_applied_that_appears_is_refused() {
     accept(vec![wrote(0, 1, A, None), promise.clone(), read(4, 5, Some(A))]);
     refuse(vec![wrote(0, 1, A, None), promise.clone(), read(4, 5, Some(B))]);
     // A stale read is no part of the order, but it must not see the value either.
-    let glimpses = vec![Glimpse { key: 0, value: B, revision: revision(B) }];
+    let glimpses = vec![Glimpse { key: 0, value: B, revision: revision(B), by: By::default() }];
     let verdict = History { records: vec![wrote(0, 1, A, None), promise], glimpses }.judge(None);
     assert!(matches!(verdict, Verdict::Refused(_)), "{verdict:?}");
     // Nor may a delete that was refused empty the register.
@@ -234,4 +237,110 @@ fn one_stale_read_among_thousands_is_found() {
     let (replaced, old) = overwritten[overwritten.len() / 2];
     records.push(read(replaced + 1000, replaced + 1001, Some(old)));
     refuse(records);
+}
+
+const OLD: u128 = 1;
+const NEW: u128 = 2;
+/// Where the new timeline begins in these histories.
+const BASE: u64 = 1000;
+
+/// A fork at revision 20, where the register holds `held`: a value that has the revision of its name.
+fn fork(held: Option<u64>) -> Fork {
+    let content = held.map(|value| {
+        json!({ "key": "register/0", "value": value.to_string(), "mod_revision": revision(value) }).to_string()
+    });
+    let content = content.into_iter().collect();
+    Fork { old: OLD, new: NEW, revision: 20, base: BASE, content, ordered: 100, lost: [0].into() }
+}
+
+/// The member of the lost site answers on the old timeline, another one on the new.
+fn on(timeline: u128, record: Record) -> Record {
+    let by = By { member: usize::from(timeline == NEW), timeline: Some(timeline) };
+    Record { by, ..record }
+}
+
+/// A write of the new timeline, over the value that was there.
+fn wrote_anew(began: i64, value: u64, previous: Option<u64>) -> Record {
+    let told = Told::Done { revision: Some(BASE + value), previous: previous.map(revision) };
+    on(NEW, record(began, began + 1, Asked::Put(value, Condition::Always), told))
+}
+
+fn parted(held: Option<u64>, records: Vec<Record>) -> Result<JournalFate, String> {
+    fork(held).judge(&History { records, glimpses: Vec::new() }, &Journal::default(), &[], None)
+}
+
+#[track_caller]
+fn refuse_parted(held: Option<u64>, records: Vec<Record>, part: &str) {
+    let why = parted(held, records).expect_err("the judge let it pass");
+    assert!(why.contains(part), "{part:?} in {why}");
+}
+
+#[test]
+fn two_timelines_that_part_at_a_fork_are_accepted() {
+    let old = |more: Vec<Record>| {
+        let all = [wrote(0, 1, A, None), wrote(2, 3, B, Some(A))].into_iter().chain(more);
+        all.map(|record| on(OLD, record)).collect::<Vec<_>>()
+    };
+    // C is behind the fork: the old timeline goes on with it, the new one with what was there before.
+    let mut records = old(vec![wrote(4, 5, C, Some(B)), read(200, 201, Some(C))]);
+    records.extend([on(NEW, read(150, 151, Some(B))), wrote_anew(152, 7, Some(B))]);
+    parted(Some(B), records).unwrap();
+    // A write of unknown fate took effect before the fork.
+    let mut records = vec![on(OLD, wrote(0, 1, A, None)), unknown(2, B)];
+    records.push(on(NEW, read(150, 151, Some(B))));
+    parted(Some(B), records).unwrap();
+}
+
+#[test]
+fn a_fork_that_is_no_prefix_is_refused() {
+    let old = || vec![on(OLD, wrote(0, 1, A, None)), on(OLD, wrote(2, 3, B, Some(A)))];
+    refuse_parted(Some(A), old(), "up-to-the-fork");
+    refuse_parted(None, old(), "up-to-the-fork");
+    refuse_parted(Some(C), old(), "up-to-the-fork");
+}
+
+#[test]
+fn what_crosses_from_one_timeline_to_the_other_is_refused() {
+    let old = || vec![on(OLD, wrote(0, 1, A, None)), on(OLD, wrote(2, 3, C, Some(A)))];
+    let and = |record: Record| old().into_iter().chain([record]).collect::<Vec<_>>();
+    parted(Some(A), old()).unwrap();
+    // What is behind the fork, seen on the new timeline.
+    refuse_parted(Some(A), and(on(NEW, read(150, 151, Some(C)))), "the fork is at 20");
+    // What the new timeline wrote, seen on the old one.
+    let told = Told::Value(7, BASE + 7);
+    refuse_parted(Some(A), and(on(OLD, record(150, 151, Asked::Get, told))), "the fork is at 20");
+    // A write that a member of the lost site never answered, and that is not in the fork.
+    let never_answered = unknown(4, B);
+    let records = vec![on(OLD, wrote(0, 1, A, None)), never_answered, on(NEW, read(150, 151, Some(B)))];
+    refuse_parted(Some(A), records, "new");
+    // The new timeline does not begin with what the fork holds.
+    refuse_parted(Some(A), and(on(NEW, read(150, 151, None))), "new");
+    // A revision that both gave out.
+    let told = Told::Done { revision: Some(revision(C)), previous: None };
+    let again = on(NEW, record(150, 151, Asked::Put(8, Condition::Always), told));
+    refuse_parted(Some(A), and(again), "and also");
+    // Somebody on a third timeline.
+    refuse_parted(Some(A), and(on(3, read(150, 151, Some(A)))), "another timeline");
+}
+
+#[test]
+fn a_journal_that_does_not_end_at_the_fork_is_refused() {
+    let journal = |written: &[(&str, u64)]| Journal {
+        written: written.iter().map(|(key, revision)| (format!("journal/{key}"), *revision)).collect(),
+        ..Journal::default()
+    };
+    let content = |keys: &[&str]| -> Vec<String> {
+        let item =
+            |key: &&str| json!({ "key": format!("journal/{key}"), "value": format!("journal/{key}"), "version": 1 });
+        keys.iter().map(|key| item(key).to_string()).collect()
+    };
+    let judge = |written: &[(&str, u64)], there: &[&str]| {
+        fork(None).judge(&History::default(), &journal(written), &content(there), None)
+    };
+    let fate = judge(&[("a", 20), ("b", 21), ("c", BASE)], &["a", "c"]).unwrap();
+    assert_eq!((fate.kept, fate.lost.len(), fate.written), (1, 1, 1));
+    judge(&[("a", 20)], &[]).unwrap_err();
+    judge(&[("b", 21)], &["b"]).unwrap_err();
+    judge(&[("c", BASE)], &[]).unwrap_err();
+    judge(&[], &["d"]).unwrap_err();
 }

@@ -15,7 +15,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("main", &["lifeboat", "cli", "config"]),
     ("cli", &["api", "client", "config", "http", "metrics", "model", "node", "raft", "files"]),
     ("http", &["api", "config", "metrics", "model", "node", "raft", "store"]),
-    ("node", &["api", "config", "files", "index", "metrics", "model", "raft", "store", "wal"]),
+    ("node", &["api", "config", "crash_points", "files", "index", "metrics", "model", "raft", "store", "wal"]),
     ("raft", &["api", "files", "metrics", "model", "store", "wal"]),
     ("store", &["files", "history", "index", "model"]),
     ("history", &["files", "model"]),
@@ -27,23 +27,29 @@ const MODULES: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("model", &[]),
     ("files", &[]),
+    ("crash_points", &[]),
 ];
 
 /// A foreign crate that is kept in its place, and the modules that may use it.
 const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["http"]),
-    ("hyper", &["http"]),
-    ("hyper_util", &["http"]),
-    ("http_body_util", &["http"]),
+    ("hyper", &["http", "client"]),
+    ("hyper_util", &["http", "client"]),
+    ("http_body_util", &["http", "client"]),
     ("openraft", &["raft", "node"]),
     ("sled", &["index"]),
-    ("reqwest", &["client", "raft", "node", "cli", "backup"]),
+    ("rustix", &["files", "cli", "node"]),
+    ("reqwest", &["raft", "node", "cli", "backup"]),
     ("clap", &["cli", "main"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("hdrhistogram", &["cli"]),
     ("toml", &["cli", "config"]),
     ("prometheus_client", &["metrics"]),
+    ("schemars", &["api", "http", "model"]),
     // What is applied must not depend on a scheduler or on luck. (The wal draws the ids of its segments; the simulated
     // disk in `files` draws, from a seed, what a power cut leaves.)
-    ("tokio", &["main", "cli", "http", "node", "raft", "client", "backup"]),
+    ("tokio", &["main", "cli", "http", "node", "raft", "client", "backup", "crash_points"]),
     ("rand", &["main", "cli", "http", "node", "raft", "client", "backup", "model", "wal", "files"]),
 ];
 

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::model::MemberRole;
 use crate::model::{ClusterId, MemberId, Revision, TimelineId};
 
 /// What a member does at this moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// It leads, as far as it knows.
@@ -17,6 +18,8 @@ pub enum Role {
     Follower,
     /// It receives everything and never votes.
     Mirror,
+    /// History went on without it: it votes for nobody and serves nothing until it rejoins.
+    Fenced,
 }
 
 impl Role {
@@ -26,6 +29,7 @@ impl Role {
             Role::Leader => "leader",
             Role::Follower => "follower",
             Role::Mirror => "mirror",
+            Role::Fenced => "fenced",
         }
     }
 }
@@ -37,10 +41,11 @@ impl fmt::Display for Role {
 }
 
 /// One member of the cluster, as the membership names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Member {
     /// Its identity.
     #[serde(with = "member_id")]
+    #[schemars(with = "super::schema::MemberIdText")]
     pub id: MemberId,
     /// Its name, which people use.
     pub name: String,
@@ -59,15 +64,16 @@ pub struct Member {
     pub joining: bool,
 }
 
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !*value
 }
 
 /// The leader, as the answering member knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Leader {
     /// Its identity.
     #[serde(with = "member_id")]
+    #[schemars(with = "super::schema::MemberIdText")]
     pub id: MemberId,
     /// Its name.
     pub name: String,
@@ -76,7 +82,7 @@ pub struct Leader {
 }
 
 /// A timeline's number and identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TimelineName {
     /// Counts from 1.
     pub number: u64,
@@ -85,7 +91,7 @@ pub struct TimelineName {
 }
 
 /// The cluster's identity and its current timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cluster {
     /// The identity.
     pub id: ClusterId,
@@ -94,12 +100,13 @@ pub struct Cluster {
 }
 
 /// A member and the cluster as it sees it (`GET /v1/status`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Its name.
     pub name: String,
     /// Its identity.
     #[serde(with = "member_id")]
+    #[schemars(with = "super::schema::MemberIdText")]
     pub id: MemberId,
     /// The data centre it stands in.
     pub site: String,
@@ -107,8 +114,15 @@ pub struct Status {
     pub role: Role,
     /// The version of its program.
     pub version: String,
+    /// Which kinds of commands all members know, as far as it has applied; 0 from a program that does not say. It rises
+    /// when the last member of a cluster runs a newer program.
+    #[serde(default)]
+    pub feature_level: u64,
     /// Whether it can serve linearizable reads and writes.
     pub ready: bool,
+    /// Why it is in quarantine; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
     /// The cluster; none before it belongs to one.
     pub cluster: Option<Cluster>,
     /// The leader, when known.
@@ -134,14 +148,17 @@ pub struct Status {
 }
 
 /// The reply to `GET /v1/members`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MembersReply {
     /// All members.
     pub members: Vec<Member>,
+    /// What is unwise about them, as far as the answering member knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The reply to `GET /v1/role`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RoleReply {
     /// What the member does.
     pub role: Role,
@@ -154,7 +171,7 @@ pub struct RoleReply {
 }
 
 /// The body of `POST /v1/leader`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaderRequest {
     /// The name of the member that shall lead; none for the best follower.
@@ -163,7 +180,7 @@ pub struct LeaderRequest {
 }
 
 /// The reply to `POST /v1/leader`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeaderReply {
     /// The name of the member that leads now.
     pub leader: String,
@@ -172,7 +189,7 @@ pub struct LeaderReply {
 }
 
 /// The reply of the health checks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// Whether the check passed.
     pub healthy: bool,
@@ -220,7 +237,9 @@ mod tests {
             site: "east".into(),
             role: Role::Leader,
             version: "0.1.0".into(),
+            feature_level: 1,
             ready: true,
+            quarantined: None,
             cluster: Some(Cluster { id: RandomId([1; 16]), timeline }),
             leader: Some(Leader { id: member.id, name: "n1".into(), client_url: member.client_url.clone() }),
             term: 3,
@@ -239,8 +258,8 @@ mod tests {
     fn a_status_looks_as_documented_and_comes_back() {
         let text = serde_json::to_string(&status()).unwrap();
         let expected = concat!(
-            r#"{"name":"n1","id":"00c0ffee00c0ffee","site":"east","role":"leader","version":"0.1.0","ready":true,"#,
-            r#""cluster":{"id":"01010101010101010101010101010101","#,
+            r#"{"name":"n1","id":"00c0ffee00c0ffee","site":"east","role":"leader","version":"0.1.0","feature_level":1,"#,
+            r#""ready":true,"cluster":{"id":"01010101010101010101010101010101","#,
             r#""timeline":{"number":1,"id":"abababababababababababababababab"}},"#,
             r#""leader":{"id":"00c0ffee00c0ffee","name":"n1","client_url":"http://127.0.0.1:7400"},"#,
             r#""term":3,"revision":44,"last_index":51,"committed_index":51,"applied_index":51,"sealed_index":null,"#,

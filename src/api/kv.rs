@@ -3,13 +3,14 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use serde::ser::SerializeMap as _;
+use schemars::JsonSchema;
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::model::{KeyMeta, Revision};
 
 /// The reply to a put.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WriteReply {
     /// The revision of this write.
     pub revision: Revision,
@@ -19,10 +20,17 @@ pub struct WriteReply {
     pub version: u64,
     /// The revision of the value that was replaced; none when the key did not exist.
     pub previous_revision: Option<Revision>,
+    /// The lease that was granted with it, when a `ttl` was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
+    /// Only with `durability=mirrored`: whether a mirror in another site had it on its disk in time. It is committed either
+    /// way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored: Option<bool>,
 }
 
 /// The reply to the deletion of one key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteReply {
     /// The store's revision afterwards; a new one only if something was deleted.
     pub revision: Revision,
@@ -30,15 +38,23 @@ pub struct DeleteReply {
     pub deleted: u64,
     /// The revision of the deleted value; none when the key did not exist.
     pub previous_revision: Option<Revision>,
+    /// Only with `durability=mirrored`: whether a mirror in another site had it on its disk in time. It is committed either
+    /// way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored: Option<bool>,
 }
 
 /// The reply to the deletion of many keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteKeysReply {
     /// The store's revision afterwards; a new one only if something was deleted.
     pub revision: Revision,
     /// How many keys were deleted.
     pub deleted: u64,
+    /// Only with `durability=mirrored`: whether a mirror in another site had it on its disk in time. It is committed either
+    /// way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored: Option<bool>,
 }
 
 /// A key with its newest value, or its value at the revision that was asked for.
@@ -54,13 +70,18 @@ pub struct KeyItem {
     pub meta: KeyMeta,
 }
 
+/// Writes a key as the field `key` or `key_base64`.
+pub(super) fn put_key<M: SerializeMap>(map: &mut M, key: &[u8]) -> Result<(), M::Error> {
+    match std::str::from_utf8(key) {
+        Ok(text) => map.serialize_entry("key", text),
+        Err(_) => map.serialize_entry("key_base64", &BASE64.encode(key)),
+    }
+}
+
 impl Serialize for KeyItem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        match std::str::from_utf8(&self.key) {
-            Ok(text) => map.serialize_entry("key", text)?,
-            Err(_) => map.serialize_entry("key_base64", &BASE64.encode(&self.key))?,
-        }
+        put_key(&mut map, &self.key)?;
         if let Some(value) = &self.value {
             match std::str::from_utf8(value) {
                 Ok(text) => map.serialize_entry("value", text)?,
@@ -89,16 +110,27 @@ struct KeyItemForm {
     lease: u64,
 }
 
+/// Bytes as text when they are UTF-8, else as base64.
+pub(super) fn bytes_as_text(bytes: &[u8]) -> Result<String, String> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| BASE64.encode(bytes))
+}
+
+/// The bytes of a field of base64.
+pub(super) fn bytes_from_text(what: &str, base64: &str) -> Result<Bytes, String> {
+    BASE64.decode(base64).map(Bytes::from).map_err(|e| format!("{what}: {e}"))
+}
+
 /// The bytes of a pair of fields of which at most one may be there.
-fn text_or_base64(what: &str, text: Option<String>, base64: Option<String>) -> Result<Option<Bytes>, String> {
+pub(super) fn text_or_base64(
+    what: &str,
+    text: Option<String>,
+    base64: Option<String>,
+) -> Result<Option<Bytes>, String> {
     match (text, base64) {
         (Some(text), None) => Ok(Some(text.into())),
-        (None, Some(base64)) => {
-            let bytes = BASE64.decode(base64).map_err(|e| format!("{what}_base64: {e}"))?;
-            Ok(Some(bytes.into()))
-        }
+        (None, Some(base64)) => bytes_from_text(&format!("{what}_base64"), &base64).map(Some),
         (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(format!("both {what} and {what}_base64 are given")),
+        (Some(_), Some(_)) => Err(format!("{what}: both {what} and {what}_base64 are given")),
     }
 }
 
@@ -120,7 +152,7 @@ impl<'de> Deserialize<'de> for KeyItem {
 }
 
 /// One page of keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeysPage {
     /// The revision that all items were read at.
     pub revision: Revision,
@@ -134,7 +166,7 @@ pub struct KeysPage {
 }
 
 /// The last line of a stream of keys. A stream that ends without it was cut.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeysEnd {
     /// Always true; it tells this line from an item.
     pub end: bool,
@@ -184,7 +216,14 @@ mod tests {
 
     #[test]
     fn replies_look_as_documented() {
-        let write = WriteReply { revision: 43, create_revision: 40, version: 2, previous_revision: None };
+        let write = WriteReply {
+            revision: 43,
+            create_revision: 40,
+            version: 2,
+            previous_revision: None,
+            lease: None,
+            mirrored: None,
+        };
         assert_eq!(
             serde_json::to_string(&write).unwrap(),
             r#"{"revision":43,"create_revision":40,"version":2,"previous_revision":null}"#

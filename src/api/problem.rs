@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Revision;
@@ -10,7 +11,7 @@ use crate::model::Revision;
 const URN: &str = "urn:lifeboat:problem:";
 
 /// Whether the same request may be sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Retry {
     /// Nothing has happened: try again, here or elsewhere.
@@ -22,7 +23,7 @@ pub enum Retry {
 }
 
 /// What became of a write that was answered with a problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WriteOutcome {
     /// The request provably never reached a log.
@@ -72,6 +73,18 @@ codes! {
     WrongTimeline = "wrong-timeline", "The member is on another timeline";
     /// The revision is below the read floor.
     Compacted = "compacted", "The revision is no longer kept";
+    /// The revision belongs to a branch of history that was left behind at a forced failover.
+    Diverged = "diverged", "The revision belongs to a branch that was left behind";
+    /// The member belongs to a branch of history that was left behind, and serves nothing.
+    Fenced = "fenced", "The member is fenced";
+    /// A forced failover was asked for, and the primary site answers.
+    PrimaryAnswers = "primary-answers", "The primary site answers";
+    /// A forced failover was asked for, and not every member of the site answers.
+    StandbyIncomplete = "standby-incomplete", "Not every member of the site answers";
+    /// The member was told to rejoin, and is not fenced.
+    NotFenced = "not-fenced", "The member is not fenced";
+    /// A drill cannot be done at this member, or not now.
+    DrillRefused = "drill-refused", "The failover cannot be rehearsed here now";
     /// The revision is newer than the newest.
     FutureRevision = "future-revision", "The revision does not exist yet";
     /// The revision is newer than what this member has.
@@ -104,6 +117,10 @@ codes! {
     TooManyConnections = "too-many-connections", "Too many connections are open";
     /// The member's storage failed.
     StorageFailed = "storage-failed", "The member's storage failed";
+    /// The member's copy of the history is damaged, and being repaired.
+    Quarantined = "quarantined", "The member is in quarantine";
+    /// The leader verifies already.
+    VerifyRunning = "verify-running", "A verification runs already";
     /// No member has this name.
     UnknownMember = "unknown-member", "No member has this name";
     /// The member cannot lead.
@@ -114,11 +131,50 @@ codes! {
     TransferTimedOut = "transfer-timed-out", "Leadership did not move in time";
     /// The member belongs to no cluster yet.
     NotJoined = "not-joined", "The member belongs to no cluster yet";
+    /// No lease has this id.
+    UnknownLease = "unknown-lease", "No lease has this id";
+    /// A lease has this id already.
+    LeaseExists = "lease-exists", "A lease has this id already";
+    /// A transaction would write a key twice.
+    WrittenTwice = "written-twice", "A transaction writes a key twice";
+    /// The same Idempotency-Key came with another request.
+    IdempotencyMismatch = "idempotency-mismatch", "The Idempotency-Key belongs to another request";
+    /// As many outcomes of keyed writes are kept as may be.
+    OutcomesFull = "outcomes-full", "Too many outcomes of keyed writes are kept";
+    /// Too many watchers.
+    TooManyWatchers = "too-many-watchers", "Too many watchers";
+    /// A member is short of room on its disk.
+    NoRoom = "no-room", "A member is short of disk room";
+    /// Not all members are new enough for this request.
+    FeatureNotActive = "feature-not-active", "Not all members are new enough";
+    /// The change of members could leave no quorum.
+    QuorumAtRisk = "quorum-at-risk", "The change could leave no quorum";
+    /// The primary site cannot be moved now, or not this way.
+    SwitchoverRefused = "switchover-refused", "The primary site cannot be moved";
+    /// No member stands in this site.
+    UnknownSite = "unknown-site", "No member stands in this site";
+    /// A member has this name already.
+    MemberExists = "member-exists", "A member has this name already";
+    /// A planned pause is in force.
+    Maintenance = "maintenance", "A planned pause is in force";
+    /// No sequence has this name.
+    UnknownSequence = "unknown-sequence", "No sequence has this name";
+    /// The member has no such file.
+    UnknownFile = "unknown-file", "The member has no such file";
+    /// The sequence was created with another step.
+    SequenceStep = "sequence-step", "The sequence has another step";
+    /// The sequence has no numbers left.
+    SequenceExhausted = "sequence-exhausted", "The sequence has no numbers left";
     /// The member that decides refused the request.
     Refused = "refused", "The request was refused";
 }
 
 impl ProblemCode {
+    /// The `type` of a problem document of this code.
+    pub fn urn(self) -> String {
+        format!("{URN}{self}")
+    }
+
     /// The code with this word; none when this program does not know it.
     pub fn from_word(word: &str) -> Option<ProblemCode> {
         Self::ALL.iter().copied().find(|code| code.as_str() == word)
@@ -132,7 +188,7 @@ impl fmt::Display for ProblemCode {
 }
 
 /// A problem document.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// `urn:lifeboat:problem:` and a code.
     #[serde(rename = "type")]
@@ -159,6 +215,12 @@ pub struct Problem {
     /// `compacted`: the oldest revision that can be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Revision>,
+    /// `diverged`: the last revision that both branches have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<Revision>,
+    /// `fenced`: where clients reach a member of the branch that goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<String>,
     /// `future-revision` and `not-here-yet`: the newest revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current: Option<Revision>,
@@ -168,7 +230,7 @@ impl Problem {
     /// A problem with nothing but what every problem has.
     pub fn new(code: ProblemCode, status: u16, retry: Retry, detail: impl Into<String>) -> Problem {
         Problem {
-            kind: format!("{URN}{code}"),
+            kind: code.urn(),
             title: code.title().to_owned(),
             status,
             detail: detail.into(),
@@ -177,6 +239,8 @@ impl Problem {
             field: None,
             current_revision: None,
             floor: None,
+            fork: None,
+            primary: None,
             current: None,
         }
     }

@@ -52,7 +52,9 @@ fn arg(setting: &'static Setting) -> Arg {
             .default_missing_value("true")
             .value_name("true|false")
             .action(ArgAction::Set),
-        Shape::List => arg.value_name("URL").action(ArgAction::Append),
+        Shape::List => {
+            arg.value_name(if setting.name == "discover" { "PLACE" } else { "URL" }).action(ArgAction::Append)
+        }
         Shape::Bytes => arg.value_name("SIZE"),
         Shape::Millis => arg.value_name("TIME"),
         Shape::Count => arg.value_name("COUNT"),

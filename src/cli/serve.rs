@@ -14,16 +14,18 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::flags::SettingFlags;
-use super::member::Member;
+use super::member::{Member, MemberError};
+use super::rehearse;
 use super::stop::StopRequests;
-use super::{Cli, Command, EXIT_BAD_CONFIG, EXIT_FAILED};
+use super::{Cli, Command, EXIT_BAD_CONFIG, EXIT_FAILED, EXIT_REMOVED};
 use crate::config::{Config, Loaded, LogFormat, Sources, load};
 
 /// The flags of `lifeboat serve`.
 #[derive(Debug, Args)]
 #[command(after_help = "Every setting may also stand in the file (data_dir = \"...\") or in the environment \
     (LIFEBOAT_DATA_DIR).\nA flag is stronger than the environment, the environment than the file.\n\n\
-    Exit codes: 0 stopped as asked, 1 failed, 2 the configuration is not valid.")]
+    Exit codes: 0 stopped as asked, 1 failed, 2 the configuration is not valid,\n\
+    3 the member was removed from its cluster.")]
 pub struct ServeArgs {
     /// A TOML file with settings, named as the flags below with _ for - [env: LIFEBOAT_CONFIG]
     #[arg(long, value_name = "FILE")]
@@ -34,6 +36,13 @@ pub struct ServeArgs {
     /// Stop when standard input is closed
     #[arg(long, hide = true)]
     exit_with_parent: bool,
+    /// For tests of upgrades: be a member that knows no newer feature level than this one. It tells others so, and stops at
+    /// commands that are newer, as the program of that level would. It does not forget anything else that is new.
+    #[arg(long, hide = true, value_name = "LEVEL")]
+    announce_feature_level: Option<u64>,
+    /// Be the throwaway member of a drill, and digest what it holds at this revision (see `rehearse.rs`)
+    #[arg(long, hide = true, value_name = "REVISION")]
+    rehearse_at: Option<u64>,
     #[command(flatten)]
     settings: SettingFlags,
 }
@@ -41,13 +50,14 @@ pub struct ServeArgs {
 /// Runs a member, or checks its configuration.
 pub fn run(args: ServeArgs) -> ExitCode {
     let env = std::env::vars_os().collect();
-    let loaded = match load(&Sources { file: args.config, env, flags: args.settings.0 }) {
+    let mut loaded = match load(&Sources { file: args.config, env, flags: args.settings.0 }) {
         Ok(loaded) => loaded,
         Err(errors) => {
             eprintln!("lifeboat serve: {errors}");
             return ExitCode::from(EXIT_BAD_CONFIG);
         }
     };
+    loaded.config.announce_feature_level = args.announce_feature_level;
     if args.check {
         print_check(&loaded);
         return ExitCode::SUCCESS;
@@ -56,7 +66,28 @@ pub fn run(args: ServeArgs) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    if let Some(at) = args.rehearse_at {
+        return rehearse(&loaded.config, at);
+    }
     match serve(&loaded.config, args.exit_with_parent) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!("{why}");
+            ExitCode::from(if matches!(why, MemberError::Removed(_)) { EXIT_REMOVED } else { EXIT_FAILED })
+        }
+    }
+}
+
+/// Rehearses a failover for the mirror that has started this process.
+fn rehearse(config: &Config, at: u64) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start a runtime");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    match runtime.block_on(rehearse::run(config, at)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             tracing::error!("{why}");
@@ -75,7 +106,7 @@ fn print_check(loaded: &Loaded) {
     }
 }
 
-fn serve(config: &Config, exit_with_parent: bool) -> Result<(), String> {
+fn serve(config: &Config, exit_with_parent: bool) -> Result<(), MemberError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -98,8 +129,10 @@ fn serve(config: &Config, exit_with_parent: bool) -> Result<(), String> {
         };
         tracing::info!("{}: stopping", request.reason);
         tokio::select! {
-            stopped = member.stop(request.hand_over) => stopped.inspect(|()| tracing::info!("stopped cleanly")),
-            request = requests.next() => Err(format!("{} again: ended without waiting", request.reason)),
+            stopped = member.stop(request.hand_over) => {
+                Ok(stopped.inspect(|()| tracing::info!("stopped cleanly"))?)
+            }
+            request = requests.next() => Err(format!("{} again: ended without waiting", request.reason).into()),
         }
     })
 }
@@ -149,7 +182,7 @@ impl Embedded {
         let line = std::iter::once("lifeboat").chain(arguments.iter().map(String::as_str));
         let args = match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
             Command::Serve(args) => args,
-            Command::Dev(_) => return Err("not a member's command line".to_owned()),
+            _ => return Err("not a member's command line".to_owned()),
         };
         let sources = Sources { file: args.config, env: Vec::new(), flags: args.settings.0 };
         let config = load(&sources).map_err(|errors| errors.to_string())?.config;
@@ -159,12 +192,13 @@ impl Embedded {
         };
         let log = open_log().map_err(|error| format!("{}: {error}", log_file.display()))?;
         set_up_logging(&config, Arc::new(log));
-        Ok(Embedded { member: Member::start(&config).await? })
+        let member = Member::start(&config).await.map_err(|error| error.to_string())?;
+        Ok(Embedded { member })
     }
 
     /// Waits for the member to fail and says why.
     pub async fn failed(&mut self) -> String {
-        self.member.failed().await
+        self.member.failed().await.to_string()
     }
 
     /// Drains and stops it.

@@ -11,7 +11,7 @@
 //! It keeps nothing, so nothing survives a crash. It does not look at the data directory: whether a member without
 //! data was told how to get some is decided by `node`. Proven by the tests in `config/tests.rs`.
 
-mod parse;
+pub(crate) mod parse;
 mod read;
 mod settings;
 #[cfg(test)]
@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use crate::model::MemberRole;
+pub use parse::{name as check_name, url as check_url};
 pub use read::{Effective, Loaded, Sources, load};
 pub use settings::{ENV_PREFIX, SETTINGS, Setting, Shape};
 
@@ -34,6 +35,28 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// The port on which members serve each other when nothing else is said.
+pub const DEFAULT_PEER_PORT: u16 = 7401;
+
+/// Where other members may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// One member at this host; a name stands for any one of its addresses.
+    Address {
+        /// A name or an address, an IPv6 one in brackets.
+        host: String,
+        /// Its port for members.
+        port: u16,
+    },
+    /// A member at every address that this name has.
+    Dns {
+        /// The name.
+        name: String,
+        /// Their port for members.
+        port: u16,
+    },
 }
 
 /// The configuration of one member, checked.
@@ -57,8 +80,14 @@ pub struct Config {
     pub peer_url: Option<String>,
     /// Found a new cluster when there is no data yet.
     pub bootstrap: bool,
+    /// Found a cluster together with others once so many voters without data have found each other.
+    pub bootstrap_expect: Option<usize>,
+    /// Where to look for them, and for a cluster to join.
+    pub discover: Vec<Discovery>,
     /// Join the cluster of one of these peer URLs when there is no data yet.
     pub join: Vec<String>,
+    /// With whose content a member without data begins, once it has joined.
+    pub seed: Option<PathBuf>,
     /// Between two heartbeats.
     pub heartbeat_ms: u64,
     /// Lower bound of the random election timeout.
@@ -75,6 +104,10 @@ pub struct Config {
     pub wal_memory_bytes: usize,
     /// How much log is kept for members that lag.
     pub wal_keep_bytes: u64,
+    /// Whether what goes to members of other sites is compressed.
+    pub link_compression: bool,
+    /// Bytes a second to each member of another site; 0 for no cap.
+    pub link_bandwidth_bytes: u64,
     /// One tail of the history; at most two are in memory.
     pub tail_bytes: usize,
     /// Bound of the index's overlay.
@@ -85,6 +118,46 @@ pub struct Config {
     pub table_cache_bytes: usize,
     /// Bound of the writes that wait to be proposed.
     pub write_queue: usize,
+    /// Bound of the watchers, reads that wait for a change included.
+    pub max_watchers: usize,
+    /// Newest changes kept in memory for watchers.
+    pub watch_buffer_bytes: usize,
+    /// A watcher that takes nothing for so long, although there is something, is ended.
+    pub watch_slow_timeout_ms: u64,
+    /// Revisions that are younger, by the log's clock, can be read.
+    pub history_keep_ms: u64,
+    /// And so many of the newest revisions.
+    pub history_keep_revisions: u64,
+    /// Compaction works for at most so many percent of the time; 0 for never.
+    pub compaction_percent: u32,
+    /// How fast a member reads while it is verified; 0 for as fast as it goes.
+    pub verify_bytes_per_second: u64,
+    /// A member that was away for less long comes back by a delta.
+    pub delta_keep_ms: u64,
+    /// Disk space held back for sealing and compaction.
+    pub disk_reserve_bytes: u64,
+    /// What the data directory may grow to; 0 for the whole disk.
+    pub disk_quota_bytes: u64,
+    /// Bound of the outcomes of keyed requests that are remembered.
+    pub max_outcomes: u64,
+    /// The objective of what a disaster may cost, in seconds.
+    pub rpo_seconds: u64,
+    /// The objective of how long a failover may take, in seconds.
+    pub rto_seconds: u64,
+    /// So long a write waits at most for a mirror in another site, when it shall.
+    pub mirror_wait_ms: u64,
+    /// For tests of upgrades: the newest feature level that this member knows; none for all that the program knows.
+    pub announce_feature_level: Option<u64>,
+    /// Between two canaries of a leader; 0 for none.
+    pub canary_interval_ms: u64,
+    /// Where events are posted.
+    pub webhooks: Vec<String>,
+    /// The label of this member's own pod that says what it is; none outside Kubernetes.
+    pub kubernetes_label: Option<String>,
+    /// The pod that this member runs in.
+    pub kubernetes_pod: Option<String>,
+    /// Where the API server of Kubernetes is.
+    pub kubernetes_api: String,
     /// A filter of `tracing`.
     pub log: String,
     /// How log lines look.

@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 
+use super::{DEFAULT_PEER_PORT, Discovery};
+
 /// The longest name of a member or a site; a DNS label holds as many.
 const NAME_CHARS: usize = 63;
 
@@ -108,6 +110,77 @@ pub fn url(text: &str) -> Result<String, String> {
         Some(port) if !matches!(port.parse::<u16>(), Ok(1..)) => Err(format!("{port:?} is not a port (1 to 65535)")),
         _ => Ok(format!("http://{authority}")),
     }
+}
+
+/// A URL to which events are posted: an `http://` one, with any path and query.
+pub fn webhook(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let rest = text.strip_prefix("http://").unwrap_or_default();
+    let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(path_at);
+    // Says what is wrong with anything but the path; a path is checked by its characters.
+    url(if rest.is_empty() { text } else { &text[..text.len() - path.len()] })?;
+    if !path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        return Err("a path of visible ASCII characters without # is wanted".to_owned());
+    }
+    Ok(format!("http://{authority}{}{path}", if path.starts_with('?') { "/" } else { "" }))
+}
+
+/// The key of a label of Kubernetes: a name, perhaps with a domain and `/` before it.
+pub fn kubernetes_label(text: &str) -> Result<String, String> {
+    let (domain, name) = text.split_once('/').map_or((None, text), |(domain, name)| (Some(domain), name));
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let is_name = |part: &str, longest| {
+        (1..=longest).contains(&part.len()) && part.chars().all(plain) && ends_are_alphanumeric(part)
+    };
+    if is_name(name, 63) && domain.is_none_or(|domain| is_name(domain, 253)) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not the key of a label, as lifeboat-role or example.net/role"))
+}
+
+/// The name of a pod.
+pub fn kubernetes_pod(text: &str) -> Result<String, String> {
+    let plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-' | '.');
+    if (1..=253).contains(&text.len()) && text.chars().all(plain) && ends_are_alphanumeric(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not the name of a pod"))
+}
+
+fn ends_are_alphanumeric(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+/// The URL of the API server of Kubernetes, the only one that may begin with `https://`.
+pub fn kubernetes_api(text: &str) -> Result<String, String> {
+    match text.trim().strip_prefix("https://") {
+        Some(rest) => Ok(url(&format!("http://{rest}"))?.replacen("http", "https", 1)),
+        None => url(text),
+    }
+}
+
+/// Where other members may be: `host:port`, or `dns:name` or `dns:name:port` for every address that a name has.
+pub fn discovery(text: &str) -> Result<Discovery, String> {
+    let text = text.trim();
+    let (rest, is_dns) = match text.strip_prefix("dns:") {
+        Some(rest) => (rest, true),
+        None => (text.strip_prefix("http://").unwrap_or(text), false),
+    };
+    let checked = url(&format!("http://{rest}"));
+    let checked = checked.map_err(|why| format!("host:port or dns:name[:port] is wanted; {why}"))?;
+    let authority = checked.strip_prefix("http://").unwrap_or(&checked);
+    let (host, port) = split_authority(authority);
+    let port =
+        port.map_or(Ok(DEFAULT_PEER_PORT), |port| port.parse().map_err(|_| format!("{port:?} is not a port")))?;
+    if is_dns && host.starts_with('[') {
+        return Err("dns: takes a name, not an address".to_owned());
+    }
+    Ok(if is_dns {
+        Discovery::Dns { name: host.to_owned(), port }
+    } else {
+        Discovery::Address { host: host.to_owned(), port }
+    })
 }
 
 fn split_authority(authority: &str) -> (&str, Option<&str>) {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::settings::{ENV_PREFIX, SETTINGS, Setting, Shape};
-use super::{Config, ConfigError, ConfigErrors, LogFormat, MemberRole, Origin, parse};
+use super::{Config, ConfigError, ConfigErrors, Discovery, LogFormat, MemberRole, Origin, parse};
 
 /// The variable and the flag that name the file; they are not settings, since a file cannot name itself.
 pub const CONFIG_ENV: &str = "LIFEBOAT_CONFIG";
@@ -19,10 +19,22 @@ const SIZE_MIN_BYTES: u64 = 64 << 10;
 const VALUE_MAX_BYTES: u64 = 16 << 20;
 /// More than any machine's memory; finds a slip of the unit.
 const MEMORY_MAX_BYTES: u64 = 1 << 40;
+/// The largest objective: a week.
+const OBJECTIVE_MAX_SECONDS: u64 = 7 * 24 * 3600;
 /// The longest time that is still taken for meant.
 const TIME_MAX_MS: u64 = 600_000;
+/// Ten years.
+const KEEP_MAX_MS: u64 = 3650 * 24 * 3_600_000;
+/// More voters than this make a cluster slower and not safer.
+const EXPECT_MAX: u64 = 9;
 /// The most writes that may be allowed to wait.
 const WRITE_QUEUE_MAX: u64 = 1 << 20;
+/// The most watchers that may be allowed.
+const WATCHERS_MAX: u64 = 1 << 20;
+/// With less a write of the largest size would take minutes.
+const BANDWIDTH_MIN_BYTES: u64 = 16 << 10;
+const COMPACTION_PERCENT_MAX: u64 = 50;
+const MAX_OUTCOMES_MAX: u64 = 1 << 32;
 
 /// What was given to a member, before anything is understood.
 #[derive(Debug, Clone, Default)]
@@ -254,7 +266,13 @@ impl Reader {
         let client_url = self.optional("client_url", parse::url);
         let peer_url = self.optional("peer_url", parse::url);
         let bootstrap = self.required("bootstrap", parse::switch);
+        let bootstrap_expect = self.optional("bootstrap_expect", |text| {
+            let count = between(parse::count(text)?, 1, EXPECT_MAX, "voters")?;
+            usize::try_from(count).map_err(|e| e.to_string())
+        });
+        let discover = self.list("discover", parse::discovery);
         let join = self.list("join", parse::url);
+        let seed = self.optional("seed", file);
         let heartbeat_ms = self.required("heartbeat_ms", |text| between(parse::millis(text)?, 10, TIME_MAX_MS, "ms"));
         let election_min_ms =
             self.required("election_min_ms", |text| between(parse::millis(text)?, 20, TIME_MAX_MS, "ms"));
@@ -266,6 +284,8 @@ impl Reader {
         let wal_segment_bytes = self.required("wal_segment_bytes", |text| bytes(text, 1 << 32));
         let wal_memory_bytes = self.required("wal_memory_bytes", memory);
         let wal_keep_bytes = self.required("wal_keep_bytes", |text| bytes(text, 1 << 50));
+        let link_compression = self.required("link_compression", compression);
+        let link_bandwidth_bytes = self.required("link_bandwidth_bytes", bandwidth);
         let tail_bytes = self.required("tail_bytes", |text| size(text, SIZE_MIN_BYTES, 1 << 30));
         let overlay_bytes = self.required("overlay_bytes", memory);
         let value_cache_bytes = self.required("value_cache_bytes", |text| size(text, 0, MEMORY_MAX_BYTES));
@@ -274,6 +294,38 @@ impl Reader {
             let count = between(parse::count(text)?, 1, WRITE_QUEUE_MAX, "writes")?;
             usize::try_from(count).map_err(|e| e.to_string())
         });
+        let max_watchers = self.required("max_watchers", |text| {
+            let count = between(parse::count(text)?, 0, WATCHERS_MAX, "watchers")?;
+            usize::try_from(count).map_err(|e| e.to_string())
+        });
+        let watch_buffer_bytes = self.required("watch_buffer_bytes", memory);
+        let watch_slow_timeout_ms =
+            self.required("watch_slow_timeout_ms", |text| between(parse::millis(text)?, 100, TIME_MAX_MS, "ms"));
+        let kept = |text: &str| between(parse::millis(text)?, 0, KEEP_MAX_MS, "ms");
+        let history_keep_ms = self.required("history_keep_ms", kept);
+        let history_keep_revisions =
+            self.required("history_keep_revisions", |text| between(parse::count(text)?, 0, 1 << 53, "revisions"));
+        let compaction_percent = self.required("compaction_percent", |text| {
+            let percent = between(parse::count(text)?, 0, COMPACTION_PERCENT_MAX, "percent")?;
+            u32::try_from(percent).map_err(|e| e.to_string())
+        });
+        let verify_bytes_per_second = self.required("verify_bytes_per_second", |text| size(text, 0, 1 << 40));
+        let delta_keep_ms = self.required("delta_keep_ms", kept);
+        let disk_reserve_bytes = self.required("disk_reserve_bytes", |text| size(text, SIZE_MIN_BYTES, 1 << 40));
+        let disk_quota_bytes = self.required("disk_quota_bytes", |text| size(text, 0, 1 << 50));
+        let max_outcomes =
+            self.required("max_outcomes", |text| between(parse::count(text)?, 1, MAX_OUTCOMES_MAX, "outcomes"));
+        let objective = |text: &str| between(parse::count(text)?, 1, OBJECTIVE_MAX_SECONDS, "seconds");
+        let rpo_seconds = self.required("rpo_seconds", objective);
+        let rto_seconds = self.required("rto_seconds", objective);
+        let mirror_wait_ms =
+            self.required("mirror_wait_ms", |text| between(parse::millis(text)?, 0, TIME_MAX_MS, "ms"));
+        let canary_interval_ms =
+            self.required("canary_interval_ms", |text| between(parse::millis(text)?, 0, TIME_MAX_MS, "ms"));
+        let webhooks = self.list("webhooks", parse::webhook);
+        let kubernetes_label = self.optional("kubernetes_label", parse::kubernetes_label);
+        let kubernetes_pod = self.optional("kubernetes_pod", parse::kubernetes_pod);
+        let kubernetes_api = self.required("kubernetes_api", parse::kubernetes_api);
         let log = self.required("log", log_filter);
         let log_format = self.required("log_format", log_format);
         Some(Config {
@@ -286,7 +338,10 @@ impl Reader {
             client_url,
             peer_url,
             bootstrap: bootstrap?,
+            bootstrap_expect,
+            discover,
             join,
+            seed,
             heartbeat_ms: heartbeat_ms?,
             election_min_ms: election_min_ms?,
             election_max_ms: election_max_ms?,
@@ -295,11 +350,33 @@ impl Reader {
             wal_segment_bytes: wal_segment_bytes?,
             wal_memory_bytes: wal_memory_bytes?,
             wal_keep_bytes: wal_keep_bytes?,
+            link_compression: link_compression?,
+            link_bandwidth_bytes: link_bandwidth_bytes?,
             tail_bytes: tail_bytes?,
             overlay_bytes: overlay_bytes?,
             value_cache_bytes: value_cache_bytes?,
             table_cache_bytes: table_cache_bytes?,
             write_queue: write_queue?,
+            max_watchers: max_watchers?,
+            watch_buffer_bytes: watch_buffer_bytes?,
+            watch_slow_timeout_ms: watch_slow_timeout_ms?,
+            history_keep_ms: history_keep_ms?,
+            history_keep_revisions: history_keep_revisions?,
+            compaction_percent: compaction_percent?,
+            verify_bytes_per_second: verify_bytes_per_second? as u64,
+            delta_keep_ms: delta_keep_ms?,
+            disk_reserve_bytes: disk_reserve_bytes? as u64,
+            disk_quota_bytes: disk_quota_bytes? as u64,
+            max_outcomes: max_outcomes?,
+            rpo_seconds: rpo_seconds?,
+            rto_seconds: rto_seconds?,
+            mirror_wait_ms: mirror_wait_ms?,
+            announce_feature_level: None,
+            canary_interval_ms: canary_interval_ms?,
+            webhooks,
+            kubernetes_label,
+            kubernetes_pod,
+            kubernetes_api: kubernetes_api?,
             log: log?,
             log_format: log_format?,
         })
@@ -310,6 +387,11 @@ impl Reader {
         // Not `bootstrap` with `join`: a member that has data needs neither, so only a member without may be refused.
         if config.bootstrap && config.role == MemberRole::Mirror {
             self.conflict("role", "bootstrap", "the first member of a cluster must be a voter".to_owned());
+        }
+        self.check_expectation(config);
+        if config.kubernetes_label.is_some() && config.kubernetes_pod.is_none() {
+            let why = "the pod must be named, for its label to be set".to_owned();
+            self.conflict("kubernetes_label", "kubernetes_pod", why);
         }
         if config.election_min_ms < config.heartbeat_ms.saturating_mul(2) {
             let why = format!("must be at least twice heartbeat_ms, which is {}", config.heartbeat_ms);
@@ -332,6 +414,33 @@ impl Reader {
             let why = format!("must hold one value at least; max_value_bytes is {}", config.max_value_bytes);
             self.conflict("tail_bytes", "max_value_bytes", why);
         }
+    }
+
+    /// Two clusters can only come of one set of addresses when it has room for two that share no member.
+    fn check_expectation(&mut self, config: &Config) {
+        let Some(expect) = config.bootstrap_expect else { return };
+        if config.bootstrap {
+            let why = "a member founds a cluster alone or together with others, not both".to_owned();
+            self.conflict("bootstrap_expect", "bootstrap", why);
+        }
+        if !config.join.is_empty() {
+            let why = "discover finds a cluster to join as well, so join is not needed".to_owned();
+            self.conflict("bootstrap_expect", "join", why);
+        }
+        let listed = config.discover.iter().all(|place| matches!(place, Discovery::Address { .. }));
+        let places = config.discover.len();
+        let why = if places == 0 {
+            "must be given, so that the expected members can be found".to_owned()
+        } else if listed && places < expect {
+            format!("lists {places} members, of which {expect} are expected")
+        } else if listed && places >= 2 * expect {
+            format!(
+                "lists {places} members: two clusters of {expect} could come of them; expect more than half of them"
+            )
+        } else {
+            return;
+        };
+        self.conflict("discover", "bootstrap_expect", why);
     }
 
     /// A listener on every address says nothing about where it can be reached.
@@ -407,6 +516,21 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
     }
 }
 
+fn compression(text: &str) -> Result<bool, String> {
+    match text {
+        "zstd" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("zstd or off is wanted".to_owned()),
+    }
+}
+
+fn bandwidth(text: &str) -> Result<u64, String> {
+    match parse::bytes(text)? {
+        0 => Ok(0),
+        cap => between(cap, BANDWIDTH_MIN_BYTES, 1 << 50, "bytes a second, or 0"),
+    }
+}
+
 fn log_filter(text: &str) -> Result<String, String> {
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -416,6 +540,10 @@ fn log_filter(text: &str) -> Result<String, String> {
 
 fn directory(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("a directory is wanted".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn file(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("a file is wanted".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
 fn between(value: u64, min: u64, max: u64, unit: &str) -> Result<u64, String> {

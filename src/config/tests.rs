@@ -109,7 +109,10 @@ fn every_setting_is_understood_from_every_source() {
         ("client_url", "http://a.example:80/", "\"http://a.example:80/\""),
         ("peer_url", "http://[::1]:7401", "\"http://[::1]:7401\""),
         ("bootstrap", "true", "true"),
+        ("bootstrap_expect", "3", "3"),
+        ("discover", "a:1,dns:b,10.0.0.1", "[\"a:1\", \"dns:b\", \"10.0.0.1\"]"),
         ("join", "http://a:1,http://b:2", "[\"http://a:1\", \"http://b:2\"]"),
+        ("seed", "/backup/seed", "\"/backup/seed\""),
         ("heartbeat_ms", "50", "50"),
         ("election_min_ms", "400ms", "\"400ms\""),
         ("election_max_ms", "1s", "\"1s\""),
@@ -118,11 +121,32 @@ fn every_setting_is_understood_from_every_source() {
         ("wal_segment_bytes", "1MiB", "\"1MiB\""),
         ("wal_memory_bytes", "1000000", "1000000"),
         ("wal_keep_bytes", "2GiB", "\"2GiB\""),
+        ("link_compression", "off", "\"off\""),
+        ("link_bandwidth_bytes", "1MiB", "\"1MiB\""),
         ("tail_bytes", "2MiB", "\"2MiB\""),
         ("overlay_bytes", "100KB", "\"100KB\""),
         ("value_cache_bytes", "0", "0"),
         ("table_cache_bytes", "1MB", "\"1MB\""),
         ("write_queue", "7", "7"),
+        ("history_keep_ms", "2h", "\"2h\""),
+        ("history_keep_revisions", "9", "9"),
+        ("compaction_percent", "25", "25"),
+        ("verify_bytes_per_second", "1MiB", "\"1MiB\""),
+        ("delta_keep_ms", "3h", "\"3h\""),
+        ("disk_reserve_bytes", "1MiB", "\"1MiB\""),
+        ("disk_quota_bytes", "2GiB", "\"2GiB\""),
+        ("max_outcomes", "8", "8"),
+        ("max_watchers", "9", "9"),
+        ("watch_buffer_bytes", "1MiB", "1048576"),
+        ("watch_slow_timeout_ms", "9s", "9000"),
+        ("rpo_seconds", "20", "20"),
+        ("rto_seconds", "30", "30"),
+        ("mirror_wait_ms", "7s", "\"7s\""),
+        ("canary_interval_ms", "0", "0"),
+        ("webhooks", "http://a:1/hook?x=1,http://b", "[\"http://a:1/hook?x=1\", \"http://b\"]"),
+        ("kubernetes_label", "example.net/role", "\"example.net/role\""),
+        ("kubernetes_pod", "lifeboat-0", "\"lifeboat-0\""),
+        ("kubernetes_api", "https://10.0.0.1:6443", "\"https://10.0.0.1:6443\""),
         ("log", "warn,lifeboat=debug", "\"warn,lifeboat=debug\""),
         ("log_format", "json", "\"json\""),
     ];
@@ -133,8 +157,14 @@ fn every_setting_is_understood_from_every_source() {
         std::fs::write(path.path(), format!("{name} = {line}\n")).unwrap();
         let mandatory = || {
             let other = |field: &(String, String)| field.0 != name;
-            let both = [("name".to_owned(), "n1".to_owned()), ("data_dir".to_owned(), "/data".to_owned())];
-            both.into_iter().filter(other).collect::<Vec<_>>()
+            let mut fields = vec![("name".to_owned(), "n1".to_owned()), ("data_dir".to_owned(), "/data".to_owned())];
+            if name == "bootstrap_expect" {
+                fields.push(("discover".to_owned(), "dns:a".to_owned()));
+            }
+            if name == "kubernetes_label" {
+                fields.push(("kubernetes_pod".to_owned(), "lifeboat-0".to_owned()));
+            }
+            fields.into_iter().filter(other).collect::<Vec<_>>()
         };
         let by_flag = {
             let mut flags = mandatory();
@@ -267,7 +297,20 @@ fn every_bad_value_is_refused_with_its_setting_and_source() {
         ("peer_url", "http://[::1:7401", "is not a"),
         ("peer_url", "http://a:", "is not a port"),
         ("peer_url", "http://a:0", "is not a port"),
+        ("bootstrap_expect", "0", "from 1 to 9"),
+        ("discover", "dns:", "host:port or dns:name[:port]"),
         ("join", "n1:7401", "as http://n1:7401"),
+        ("canary_interval_ms", "never", "a whole number"),
+        ("webhooks", "https://a/hook", "not supported yet"),
+        ("webhooks", "http://a/ho ok", "visible ASCII"),
+        ("webhooks", "http://:1/hook", "is not a host"),
+        ("webhooks", "http://u@a/", "nothing more is wanted"),
+        ("kubernetes_label", "a/b/c", "not the key of a label"),
+        ("kubernetes_label", "-role", "not the key of a label"),
+        ("kubernetes_pod", "a/b", "not the name of a pod"),
+        ("kubernetes_api", "https://a/b", "nothing more is wanted"),
+        ("kubernetes_api", "ftp://a", "a URL is wanted"),
+        ("seed", "", "a file is wanted"),
         ("bootstrap", "yes", "true or false"),
         ("heartbeat_ms", "1", "from 10 to"),
         ("heartbeat_ms", "1 day", "not a unit of time"),
@@ -281,12 +324,28 @@ fn every_bad_value_is_refused_with_its_setting_and_source() {
         ("wal_segment_bytes", "1", "from 65536 to"),
         ("wal_memory_bytes", "99999999999999999999", "too large"),
         ("wal_keep_bytes", "99999999TiB", "too large"),
+        ("link_compression", "gzip", "zstd or off"),
+        ("link_bandwidth_bytes", "1KiB", "16384"),
         ("tail_bytes", "64mb", "not a unit of size"),
         ("overlay_bytes", "", "a whole number"),
         ("value_cache_bytes", "2TiB", "from 0 to"),
         ("table_cache_bytes", "1KiB", "from 65536 to"),
         ("write_queue", "0", "from 1 to"),
         ("write_queue", "1KiB", "a plain whole number"),
+        ("history_keep_ms", "1d", "not a unit of time"),
+        ("history_keep_revisions", "-1", "a whole number"),
+        ("compaction_percent", "51", "50"),
+        ("verify_bytes_per_second", "-1", "a whole number"),
+        ("delta_keep_ms", "99999999h", "from 0 to"),
+        ("disk_reserve_bytes", "1KiB", "from 65536 to"),
+        ("disk_quota_bytes", "-1", "a whole number"),
+        ("max_outcomes", "0", "from 1 to"),
+        ("max_watchers", "9999999", "from 0 to"),
+        ("watch_buffer_bytes", "1KiB", "from 65536 to"),
+        ("watch_slow_timeout_ms", "99ms", "from 100 to"),
+        ("rpo_seconds", "0", "from 1 to"),
+        ("rto_seconds", "1m", "a plain whole number"),
+        ("mirror_wait_ms", "1d", "not a unit of time"),
         ("log", "lifeboat=loud", "not a filter"),
         ("log_format", "xml", "text or json"),
     ];
@@ -344,6 +403,58 @@ fn values_that_do_not_go_together_are_refused_with_both_sources() {
     ] {
         refused(flags(&given), &[words]);
     }
+}
+
+#[test]
+fn places_to_look_for_members_are_read_in_both_forms() {
+    let given = flags(&[
+        ("discover", "a.example:7000"),
+        ("discover", "10.0.0.1"),
+        ("discover", "http://[::1]:9/"),
+        ("discover", "dns:lifeboat.svc:7500"),
+        ("discover", "dns:lifeboat"),
+        ("bootstrap_expect", "3"),
+    ]);
+    let config = accepted(given);
+    let address = |host: &str, port| Discovery::Address { host: host.into(), port };
+    let name = |name: &str, port| Discovery::Dns { name: name.into(), port };
+    let expected = [
+        address("a.example", 7000),
+        address("10.0.0.1", 7401),
+        address("[::1]", 9),
+        name("lifeboat.svc", 7500),
+        name("lifeboat", 7401),
+    ];
+    assert_eq!(config.discover, expected);
+    assert_eq!(config.bootstrap_expect, Some(3));
+    for bad in ["dns:", "a b", "dns:[::1]", "a:0", "a:99999", "https://a"] {
+        refused(flags(&[("discover", bad)]), &["discover: "]);
+    }
+}
+
+#[test]
+fn one_set_of_addresses_never_has_room_for_two_clusters() {
+    let with = |expect: &'static str, places: usize| {
+        let all = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"];
+        let mut given = vec![("bootstrap_expect", expect)];
+        given.extend(all[..places].iter().map(|place| ("discover", *place)));
+        flags(&given)
+    };
+    for (expect, places, words) in [
+        ("3", 0, "discover: must be given"),
+        ("3", 2, "lists 2 members, of which 3 are expected"),
+        ("3", 6, "two clusters of 3"),
+        ("1", 2, "two clusters of 1"),
+        ("0", 1, "bootstrap_expect: must be from 1 to 9"),
+        ("10", 6, "bootstrap_expect: must be from 1 to 9"),
+    ] {
+        refused(with(expect, places), &[words]);
+    }
+    for (expect, places) in [("3", 3), ("3", 5), ("1", 1), ("2", 3)] {
+        accepted(with(expect, places));
+    }
+    let both = [("bootstrap", "true"), ("bootstrap_expect", "1"), ("discover", "10.0.0.1")];
+    refused(flags(&both), &["bootstrap_expect: a member founds a cluster alone or together"]);
 }
 
 #[test]

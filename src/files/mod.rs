@@ -7,7 +7,9 @@
 //!
 //! A failed sync is never retried: what the kernel did with the dirty pages is unknown, so the caller must stop.
 
+pub mod aside;
 mod real;
+pub mod room;
 pub mod sim;
 
 use std::io;
@@ -24,6 +26,9 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Gives a file another name, replacing whatever had it, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file one more name; fails with `AlreadyExists` when the name is taken, and with something else where the
+    /// file system knows no such names ([`link_or_copy`] copies then).
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a name.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// The names of the files in a directory, sorted; sub-directories are left out.
@@ -50,6 +55,11 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes the file's content and length durable (fdatasync).
     fn sync(&self) -> io::Result<()>;
+    /// Lets the operating system forget what it keeps of the file in memory, so that the next read is of the disk. Only
+    /// advice: what is not durable yet stays, and a disk in memory has nothing to forget.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Reads exactly `buf.len()` bytes or fails with `UnexpectedEof`.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -74,6 +84,31 @@ pub fn replace_file(disk: &dyn Disk, dir: &Path, name: &str, content: &[u8]) -> 
     file.sync()?;
     disk.rename(&temporary, &dir.join(name))?;
     disk.sync_dir(dir)
+}
+
+/// How much is copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Gives the durable file `from` the name `to` as well, or, where the file system refuses that, makes a durable copy of it.
+/// Says whether it is a copy. The name is durable after a sync of its directory.
+pub fn link_or_copy(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<bool> {
+    match disk.link(from, to) {
+        Ok(()) => return Ok(false),
+        Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => return Err(e),
+        // Another file system, too many names, none at all: the copy tells whether the disk is to blame.
+        Err(_) => {}
+    }
+    let (source, target) = (disk.open(from)?, disk.create(to)?);
+    let (len, mut at) = (source.len()?, 0);
+    let mut buffer = vec![0; COPY_BYTES];
+    while at < len {
+        let part = &mut buffer[..COPY_BYTES.min((len - at) as usize)];
+        source.read_exact_at(part, at)?;
+        target.write_all_at(part, at)?;
+        at += part.len() as u64;
+    }
+    target.sync()?;
+    Ok(true)
 }
 
 /// Reads a whole file into memory; `None` when there is no such file.

@@ -22,7 +22,7 @@
 //! - After a failed sync, what it should have written is never made durable by a later sync that succeeds, although
 //!   reads go on showing it: this is what kernels do, and why a failed sync is never retried.
 //!
-//! What it does not do: permissions, links, directories that vanish (a directory is durable when it is made).
+//! What it does not do: permissions, symbolic links, directories that vanish (a directory is durable when it is made).
 //! Proven by `sim::tests`.
 
 mod cut;
@@ -71,6 +71,7 @@ struct Faults {
     sync_countdown: Option<u64>,
     write_budget_bytes: Option<u64>,
     hold_syncs: bool,
+    refuse_links: bool,
 }
 
 type NodeId = usize;
@@ -260,6 +261,11 @@ impl SimDisk {
         self.shared.state.lock().faults.write_budget_bytes = bytes;
     }
 
+    /// Makes it a disk on which a file has one name only.
+    pub fn refuse_links(&self) {
+        self.shared.state.lock().faults.refuse_links = true;
+    }
+
     /// Makes every file sync wait until [`SimDisk::release_syncs`].
     pub fn hold_syncs(&self) {
         self.shared.state.lock().faults.hold_syncs = true;
@@ -347,6 +353,22 @@ impl Disk for SimDisk {
             state.dir(&to_dir)?.record(NameOp::Link { name: to_name, node });
             state.dir(&from_dir)?.record(NameOp::Unlink { name: from_name, node });
         }
+        finish(powered)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (dir, name) = split(to)?;
+        let mut state = self.shared.state.lock();
+        state.check_power()?;
+        if state.faults.refuse_links {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let node = state.node_at(from)?;
+        if state.dir(&dir)?.live.contains_key(&name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let powered = state.begin()?;
+        state.dir(&dir)?.record(NameOp::Link { name, node });
         finish(powered)
     }
 

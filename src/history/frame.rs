@@ -18,15 +18,15 @@
 //! operations of a frame share its revision. When one frame touches a key more than once, every operation is kept in
 //! order, all with the same `previous`, and the last one is the key's version at that revision.
 //!
-//! Flags: bit 0, the frame made a revision. All others are 0 for now and refused by this reader: bit 1 is meant for an
-//! idempotency key (length-prefixed, in front of the operations), bit 2 for a thinned frame, which keeps the chain hash
-//! it was first written with.
+//! Flags: bit 0, the frame made a revision; bit 2, the frame is thinned: compaction took operations out of it, and it
+//! keeps the chain hash it was first written with, which therefore cannot be computed from it any more. All other bits
+//! are 0 and refused by this reader. Of one key a thinned frame has all operations or none.
 //!
 //! Proven by the tests below: no truncation and no flipped bit is taken for a frame.
 
 use bytes::Bytes;
 
-use super::ChainHash;
+use super::{ChainHash, Point};
 use crate::model::codec::{DecodeError, Reader, put_bytes, put_varint};
 use crate::model::{EntryKind, KeySpace, LogId, Revision};
 
@@ -42,6 +42,9 @@ pub const MAX_FRAME_BYTES: usize = 1 << 30;
 
 const VERSION: u8 = 1;
 const FLAG_REVISION: u8 = 1;
+const FLAG_THINNED: u8 = 4;
+/// Where the flags lie in a whole frame.
+const FLAGS_AT: usize = PREFIX_BYTES + 2;
 const OP_PUT: u8 = 0;
 const OP_DELETE: u8 = 1;
 
@@ -155,6 +158,14 @@ impl Frame {
         Ok(Frame { bytes: bytes.slice(..whole), head })
     }
 
+    /// Reads what can be read of a frame whose checksum does not hold, to tell people what it was. Never content.
+    pub(super) fn parse_damaged(bytes: &Bytes) -> Option<Frame> {
+        let whole = Frame::peek_len(bytes)?.ok()?;
+        let bytes = bytes.get(..whole).map(|_| bytes.slice(..whole))?;
+        let head = FrameHead::decode(bytes[PREFIX_BYTES..].first_chunk()?).ok()?;
+        Some(Frame { bytes, head })
+    }
+
     /// The frame of bytes that [`Frame::check`] accepted.
     pub(super) fn checked(bytes: Bytes, head: FrameHead) -> Frame {
         Frame { bytes, head }
@@ -180,7 +191,17 @@ impl Frame {
         chain_of(&self.bytes)
     }
 
-    /// The chain hash that the frame must carry when it follows `before`.
+    /// The place behind it.
+    pub fn end(&self) -> Point {
+        Point { next_position: self.position() + 1, revision: self.head.revision, chain: self.chain() }
+    }
+
+    /// Whether operations were taken out of it, so that its chain hash cannot be computed from it.
+    pub fn is_thinned(&self) -> bool {
+        self.bytes[FLAGS_AT] & FLAG_THINNED != 0
+    }
+
+    /// The chain hash that the frame must carry when it follows `before`; unless it is thinned.
     pub fn chain_after(&self, before: ChainHash) -> ChainHash {
         chain_hash(before, &self.bytes[PREFIX_BYTES..self.bytes.len() - CHAIN_BYTES])
     }
@@ -264,7 +285,7 @@ impl FrameHead {
             return Err(DecodeError { what: "frame: unknown version" });
         }
         let kind = EntryKind::from_byte(kind).ok_or(DecodeError { what: "frame: unknown kind" })?;
-        if flags & !FLAG_REVISION != 0 {
+        if flags & !(FLAG_REVISION | FLAG_THINNED) != 0 {
             return Err(DecodeError { what: "frame: unknown flags" });
         }
         let outcome = match outcome {
@@ -349,9 +370,20 @@ impl FrameBuilder {
 
     /// Completes the frame that follows `before` in the chain. Fails only when the frame would be too large.
     pub fn finish(&mut self, head: FrameHead, before: ChainHash) -> Result<Frame, DecodeError> {
+        head.write(&mut self.buffer[PREFIX_BYTES..PREFIX_BYTES + FIXED_BYTES]);
+        let chain = chain_hash(before, &self.buffer[PREFIX_BYTES..]);
+        self.seal(head, chain)
+    }
+
+    /// Completes what is left of `whole` when operations are taken out of it.
+    pub fn finish_thinned(&mut self, whole: &Frame) -> Result<Frame, DecodeError> {
+        whole.head.write(&mut self.buffer[PREFIX_BYTES..PREFIX_BYTES + FIXED_BYTES]);
+        self.buffer[FLAGS_AT] |= FLAG_THINNED;
+        self.seal(whole.head, whole.chain())
+    }
+
+    fn seal(&mut self, head: FrameHead, chain: ChainHash) -> Result<Frame, DecodeError> {
         let out = &mut self.buffer;
-        head.write(&mut out[PREFIX_BYTES..PREFIX_BYTES + FIXED_BYTES]);
-        let chain = chain_hash(before, &out[PREFIX_BYTES..]);
         out.extend_from_slice(&chain.0);
         if out.len() > MAX_FRAME_BYTES {
             return Err(DecodeError { what: "frame: too large" });
@@ -411,7 +443,10 @@ mod tests {
         builder.start();
         ops().iter().for_each(|op| builder.op(op));
         let command = builder.finish(head(EntryKind::Command, 2), membership.chain()).unwrap();
-        vec![blank, membership, command]
+        builder.start();
+        builder.op(&ops()[1]);
+        let thinned = builder.finish_thinned(&command).unwrap();
+        vec![blank, membership, command, thinned]
     }
 
     #[test]
@@ -421,6 +456,9 @@ mod tests {
             let mut longer = frame.bytes().to_vec();
             longer.extend_from_slice(b"the next frame");
             assert_eq!(Frame::parse(&longer.into()).unwrap(), frame);
+            if frame.is_thinned() {
+                continue;
+            }
             assert_eq!(frame.chain(), frame.chain_after(chain));
             assert_ne!(frame.chain(), frame.chain_after(ChainHash([1; 16])));
             chain = frame.chain();
@@ -430,6 +468,15 @@ mod tests {
         assert_eq!(frames[2].membership(), None);
         assert_eq!(frames[2].ops().collect::<Result<Vec<_>, _>>().unwrap(), ops());
         assert_eq!(frames[1].ops().count(), 0);
+    }
+
+    #[test]
+    fn a_thinned_frame_keeps_its_place_and_its_chain_hash() {
+        let frames = samples();
+        let (whole, thinned) = (&frames[2], &frames[3]);
+        assert!(thinned.is_thinned() && !whole.is_thinned());
+        assert_eq!((thinned.head(), thinned.chain()), (whole.head(), whole.chain()));
+        assert_eq!(thinned.ops().collect::<Result<Vec<_>, _>>().unwrap(), ops()[1..2]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The MANIFEST: which segments there are, and the state of the store after the last of them.
 //!
 //! One small file, replaced as a whole (temporary file, fsync, rename, fsync of the directory) and never changed in
-//! place: after a crash there is the old one or the new one. It is the only commit point of a seal and of an install.
+//! place: after a crash there is the old one or the new one. It is the only commit point of a seal, of a compaction, of
+//! an install, and of each part of a copy that is received.
 //!
 //! Format: magic `LBMF`, u32 format version, u32 length of the content, u32 crc32c over the twelve bytes before and the
-//! content, then the content as JSON with field names; an unknown field is refused.
+//! content, then the content as JSON with field names; an unknown field is refused. Version 2 may hold the fields that
+//! compaction and staging need; version 1, which lacks them, is still read.
 //!
 //! It exists from the first open on, so segments without it mean damage and not a new store.
 //!
@@ -25,7 +27,8 @@ use crate::model::{ClusterId, LogId, Revision, Timeline};
 /// The file's name.
 pub const MANIFEST: &str = "MANIFEST";
 const MAGIC: &[u8; 4] = b"LBMF";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+const OLD_FORMAT: u32 = 1;
 const ENVELOPE_BYTES: usize = 16;
 
 /// The state of the store after some frame, besides its keys.
@@ -50,12 +53,24 @@ pub struct Head {
     pub read_floor: Revision,
     /// A catch-up from a position below this one must be a full copy.
     pub delta_floor: u64,
+    /// The revision at the delta floor, or a lower one.
+    #[serde(default)]
+    pub delta_revision: Revision,
+    /// Which commands the cluster may use.
+    #[serde(default)]
+    pub feature_level: u64,
 }
 
 impl Head {
     /// The position of the frame that comes next.
     pub fn next_position(&self) -> u64 {
         self.applied.map_or(0, |log_id| log_id.index + 1)
+    }
+
+    /// A tombstone at or below this revision is below both floors: everywhere it counts as if it were not there, so that
+    /// it makes no difference who has dropped it already.
+    pub fn tombstone_floor(&self) -> Revision {
+        self.read_floor.min(self.delta_revision)
     }
 
     /// This place in the history.
@@ -94,9 +109,29 @@ pub struct Manifest {
     pub head: Head,
     /// The id that the next segment gets; ids are never used twice.
     pub next_segment_id: u64,
+    /// A part of a copy that is being received. Not content yet.
+    #[serde(default)]
+    pub staging: Option<Staging>,
+}
+
+/// The durable part of a copy that is being received from another member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Staging {
+    /// Where the copy begins: the end of what is sealed here, or the beginning for a full copy.
+    pub base: Point,
+    /// The state after the last of the segments.
+    pub head: Head,
+    /// What came so far, in the order of the positions.
+    pub segments: Vec<SegmentInfo>,
 }
 
 impl Manifest {
+    /// Every segment file that it names.
+    pub fn all_segments(&self) -> impl Iterator<Item = &SegmentInfo> {
+        self.segments.iter().chain(self.staging.iter().flat_map(|staging| &staging.segments))
+    }
+
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let content = serde_json::to_vec(self).expect("plain structures with string keys always become JSON");
@@ -126,7 +161,7 @@ impl Manifest {
         if field(12) != Some(checksum.to_le_bytes()) {
             return Err(corrupt(12, "checksum does not match"));
         }
-        if field(4) != Some(FORMAT.to_le_bytes()) {
+        if ![FORMAT, OLD_FORMAT].map(u32::to_le_bytes).map(Some).contains(&field(4)) {
             return Err(corrupt(4, "unknown format version"));
         }
         let manifest: Manifest = serde_json::from_slice(content)
@@ -137,23 +172,15 @@ impl Manifest {
 
     /// Checks that the segments follow each other and end where the head stands.
     fn check(&self, file: &str) -> Result<(), HistoryError> {
-        let mut at = Point::default();
-        for segment in &self.segments {
-            if segment.start() != at || segment.last_position < segment.first_position {
-                let what = format!("segment {} does not follow the one before", segment.file);
-                return Err(HistoryError::corrupt(file, ENVELOPE_BYTES as u64, what));
-            }
-            if segment.id >= self.next_segment_id {
-                let what = format!("segment {} has an id that was not given yet", segment.file);
-                return Err(HistoryError::corrupt(file, ENVELOPE_BYTES as u64, what));
-            }
-            at = segment.end();
+        let corrupt = |what: String| HistoryError::corrupt(file, ENVELOPE_BYTES as u64, what);
+        follow(Point::default(), &self.segments, self.head.point()).map_err(corrupt)?;
+        if let Some(Staging { base, head, segments }) = &self.staging {
+            follow(*base, segments, head.point()).map_err(corrupt)?;
         }
-        if at != self.head.point() {
-            let what = "the segments do not end where the state stands";
-            return Err(HistoryError::corrupt(file, ENVELOPE_BYTES as u64, what));
+        match self.all_segments().find(|segment| segment.id >= self.next_segment_id) {
+            Some(segment) => Err(corrupt(format!("segment {} has an id that was not given yet", segment.file))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes this the MANIFEST in `dir`, durably and at once.
@@ -173,6 +200,17 @@ impl Manifest {
     }
 }
 
+/// Checks that segments begin where they should, follow each other, and end where they should.
+fn follow(mut at: Point, segments: &[SegmentInfo], end: Point) -> Result<(), String> {
+    for segment in segments {
+        if segment.start() != at || segment.last_position < segment.first_position {
+            return Err(format!("segment {} does not follow the one before", segment.file));
+        }
+        at = segment.end();
+    }
+    if at == end { Ok(()) } else { Err("the segments do not end where the state stands".into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +227,8 @@ mod tests {
             chain_before: ChainHash::default(),
             chain_after: ChainHash([7; 16]),
             bytes: 1000,
+            thinned_to: 3,
+            tombstones_gone_to: 2,
         };
         let log_id = LogId { term: 2, leader: u64::MAX, index: 9 };
         let head = Head {
@@ -201,8 +241,25 @@ mod tests {
             timelines: vec![],
             read_floor: 1,
             delta_floor: 2,
+            delta_revision: 1,
+            feature_level: 3,
         };
-        Manifest { segments: vec![segment], head, next_segment_id: 5 }
+        let last = segment.end();
+        let staged = SegmentInfo {
+            id: 3,
+            file: "0000000000000003.seg".into(),
+            first_position: last.next_position,
+            last_position: 12,
+            revision_before: last.revision,
+            last_revision: 6,
+            chain_before: last.chain,
+            chain_after: ChainHash([8; 16]),
+            ..segment.clone()
+        };
+        let log_id = LogId { index: 12, ..log_id };
+        let later = Head { applied: Some(log_id), chain: staged.chain_after, revision: 6, ..head.clone() };
+        let staging = Staging { base: last, head: later, segments: vec![staged] };
+        Manifest { segments: vec![segment], head, next_segment_id: 5, staging: Some(staging) }
     }
 
     #[test]
@@ -237,7 +294,9 @@ mod tests {
         beyond.head.revision = 6;
         let mut reused = sample();
         reused.next_segment_id = 4;
-        for manifest in [gap, beyond, reused] {
+        let mut elsewhere = sample();
+        elsewhere.staging.as_mut().unwrap().base.revision = 4;
+        for manifest in [gap, beyond, reused, elsewhere] {
             assert!(Manifest::decode(&manifest.encode(), "MANIFEST").is_err());
         }
     }

@@ -5,13 +5,16 @@
 //!
 //! ```text
 //!   MANIFEST ─ names ─> 0000000000000001.seg, 0000000000000002.seg, …      (fsynced, immutable)
-//!                       [header | frames | offset table | footer]
+//!                       [header | frames | points | offset table | footer]
 //!   memory:             tail being sealed, open tail                        (rebuilt from the wal)
 //! ```
 //!
 //! Invariants:
-//! - The position of a frame is the Raft index of its entry; positions are contiguous from 0, over all segments and
-//!   tails. Every applied entry has exactly one frame, whether it made a revision or not.
+//! - The position of a frame is the Raft index of its entry, from 0 on. Every applied entry has exactly one frame,
+//!   whether it made a revision or not.
+//! - Compaction writes segments anew: it may take operations out of a frame (the frame is *thinned* then) and drop a
+//!   frame that holds nothing and lies below both floors. What is left keeps its position, its revision and its chain
+//!   hash, and the chain hashes at every 4,096th position are kept for ever.
 //! - Revisions never decrease along the positions, and every frame carries the chain hash up to itself.
 //! - The MANIFEST is the only commit point. A file that it does not name does not exist and is removed at the next open;
 //!   a file that it names must be there and valid, or the store does not open.
@@ -20,14 +23,16 @@
 //!
 //! What survives a crash: everything that the MANIFEST names. What does not: the tails, which the wal gives again.
 //!
-//! What this module does not do: it knows no keys, no reads at a revision and no Raft; `store` does that. Merging and
-//! thinning of segments (compaction) is not built yet.
+//! What this module does not do: it knows no keys, no reads at a revision and no Raft; `store` does that, and decides what
+//! compaction keeps.
 //!
 //! Proven by the tests in [`frame`], [`manifest`] and [`segment`] (every flipped byte, every truncation), and by the
 //! power cuts and the model in `store`.
 
+mod blocks;
 pub mod cache;
 pub mod frame;
+pub mod layout;
 pub mod manifest;
 pub mod sealed;
 pub mod segment;
@@ -36,19 +41,23 @@ mod writer;
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::model::{ChainHash, Revision};
 
+pub use blocks::Blocks;
 pub use frame::{Frame, FrameBuilder, FrameHead, FrameOp, FrameOutcome};
-pub use manifest::{Head, Manifest};
+pub use layout::POINT_EVERY;
+pub use manifest::{Head, Manifest, Staging};
 pub use sealed::Sealed;
 pub use segment::{Segment, SegmentInfo, TableCache};
 pub use tail::Tail;
 pub use writer::SegmentWriter;
 
 /// A place between two frames: what comes next, and what was so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Point {
     /// The position of the frame that follows.
     pub next_position: u64,

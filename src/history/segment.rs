@@ -1,21 +1,21 @@
-//! Segments: immutable files of frames, written once by [`SegmentWriter`](super::SegmentWriter) and read here.
+//! Segments: immutable files of frames, written once by [`SegmentWriter`](super::SegmentWriter) and read here. Their
+//! layout is described in [`super::layout`].
 //!
-//! ```text
-//! header (64 bytes)  magic LBSG │ u32 format │ u64 segment id │ u64 first position │ u64 revision before
-//!                    │ 16 bytes chain before │ zeros │ u32 crc32c
-//! frames             one after the other
-//! offset table       entries of (u64 position, u64 revision before, u64 offset), then u32 crc32c
-//! footer (64 bytes)  magic LBSF │ u32 number of entries │ u64 segment id │ u64 last position │ u64 last revision
-//!                    │ 16 bytes chain after │ u64 end of the frames │ zeros │ u32 crc32c
-//! ```
-//!
-//! The table is sparse: it has one entry for each block of about 4 KiB, so that the tables of a large history are small.
-//! A look-up finds the block, reads it and steps over its frames; every frame that is stepped over is checked.
+//! The offset table is sparse: it has one entry for each block of about 4 KiB, so that the tables of a large history are
+//! small. A look-up finds the block, reads it and steps over its frames; every frame that is stepped over is checked.
 //!
 //! An entry keeps the revision *before* its block: the frame that made revision R is in the last block that began below
-//! R. At open, header, footer, table and size are checked; frames are checked whenever they are read.
+//! R. At open, header, footer, tables and size are checked; frames are checked whenever they are read.
 //!
-//! Proven by the tests of the module `store` that flip every byte of a small segment.
+//! A segment that compaction wrote may lack positions, and may have frames whose chain hash cannot be computed from them
+//! any more. The chain is checked wherever a whole frame follows directly on what is known; for the rest the footer has
+//! a digest over all frames as they lie there.
+//!
+//! Proven by the tests of the module `store` that flip every byte of small segments.
+
+#[cfg(test)]
+mod tests;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,19 +24,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::blocks::Blocks;
 use super::cache::ByteCache;
-use super::frame::{Frame, FrameHead, MIN_FRAME_BYTES};
+use super::frame::{Frame, FrameHead, MIN_FRAME_BYTES, chain_of};
+use super::layout::{self, ENTRY_BYTES, Footer, Format, HEADER_BYTES, POINT_BYTES, TableEntry};
 use super::{ChainHash, HistoryError, Point};
 use crate::files::{Disk, DiskFile};
 use crate::model::Revision;
-use crate::model::codec::{DecodeError, Reader};
 
-pub(super) const HEADER_BYTES: usize = 64;
-pub(super) const FOOTER_BYTES: usize = 64;
-pub(super) const ENTRY_BYTES: usize = 24;
-pub(super) const FORMAT: u32 = 1;
-const HEADER_MAGIC: &[u8; 4] = b"LBSG";
-const FOOTER_MAGIC: &[u8; 4] = b"LBSF";
 /// A new block begins when the one before has at least so many bytes.
 pub(super) const BLOCK_BYTES: u64 = 4096;
 /// How much a sequential scan reads at a time.
@@ -64,6 +59,12 @@ pub struct SegmentInfo {
     pub chain_after: ChainHash,
     /// The file's size.
     pub bytes: u64,
+    /// Every version that was superseded at or below this revision is gone from the segment.
+    #[serde(default)]
+    pub thinned_to: Revision,
+    /// Tombstones at or below this position may be gone from the segment.
+    #[serde(default)]
+    pub tombstones_gone_to: u64,
 }
 
 impl SegmentInfo {
@@ -83,75 +84,22 @@ impl SegmentInfo {
     }
 }
 
+/// What is known of a damaged record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its position.
+    pub position: u64,
+    /// The revision that it made.
+    pub revision: Option<Revision>,
+    /// The first keys that it changes, as far as they can be read.
+    pub keys: Vec<Bytes>,
+}
+
+/// So many keys of a damaged record are named.
+const DESCRIBED_KEYS: usize = 8;
+
 /// What the names of segment files end with.
 pub const SUFFIX: &str = ".seg";
-
-pub(super) fn encode_header(id: u64, start: Point) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES);
-    out.extend_from_slice(HEADER_MAGIC);
-    out.extend_from_slice(&FORMAT.to_le_bytes());
-    for field in [id, start.next_position, start.revision] {
-        out.extend_from_slice(&field.to_le_bytes());
-    }
-    out.extend_from_slice(&start.chain.0);
-    finish_fixed(out, HEADER_BYTES)
-}
-
-pub(super) fn encode_footer(id: u64, entries: u32, end: Point, frames_end: u64) -> Vec<u8> {
-    let mut out = Vec::with_capacity(FOOTER_BYTES);
-    out.extend_from_slice(FOOTER_MAGIC);
-    out.extend_from_slice(&entries.to_le_bytes());
-    for field in [id, end.next_position - 1, end.revision] {
-        out.extend_from_slice(&field.to_le_bytes());
-    }
-    out.extend_from_slice(&end.chain.0);
-    out.extend_from_slice(&frames_end.to_le_bytes());
-    finish_fixed(out, FOOTER_BYTES)
-}
-
-fn finish_fixed(mut out: Vec<u8>, size: usize) -> Vec<u8> {
-    out.resize(size - 4, 0);
-    let checksum = crc32c::crc32c(&out);
-    out.extend_from_slice(&checksum.to_le_bytes());
-    out
-}
-
-/// One entry of an offset table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TableEntry {
-    pub position: u64,
-    pub revision_before: Revision,
-    pub offset: u64,
-}
-
-pub(super) fn encode_table(entries: &[TableEntry]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(entries.len() * ENTRY_BYTES + 4);
-    for entry in entries {
-        for field in [entry.position, entry.revision_before, entry.offset] {
-            out.extend_from_slice(&field.to_le_bytes());
-        }
-    }
-    let checksum = crc32c::crc32c(&out);
-    out.extend_from_slice(&checksum.to_le_bytes());
-    out
-}
-
-fn decode_table(bytes: &Bytes) -> Result<Vec<TableEntry>, DecodeError> {
-    let (entries, checksum) = bytes.split_at(bytes.len().saturating_sub(4));
-    if checksum != crc32c::crc32c(entries).to_le_bytes() {
-        return Err(DecodeError { what: "offset table: checksum does not match" });
-    }
-    let mut reader = Reader::new(bytes.slice(..entries.len()));
-    let mut table = Vec::with_capacity(entries.len() / ENTRY_BYTES);
-    while reader.remaining() > 0 {
-        table.push(TableEntry {
-            position: reader.u64("position")?,
-            revision_before: reader.u64("revision")?,
-            offset: reader.u64("offset")?,
-        });
-    }
-    Ok(table)
-}
 
 /// The offset tables of the segments used lately, bounded in bytes.
 pub type TableCache = ByteCache<u64, Arc<OffsetTable>>;
@@ -166,8 +114,10 @@ pub struct Segment {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
     disk: Arc<dyn Disk>,
-    frames_end: u64,
-    entries: usize,
+    format: Format,
+    footer: Footer,
+    /// The chain hashes that are kept for ever, in order.
+    points: Vec<Point>,
     removed_when_unused: AtomicBool,
 }
 
@@ -205,11 +155,13 @@ impl Segment {
             file,
             path,
             disk: disk.clone(),
-            frames_end: 0,
-            entries: 0,
+            format: Format::Two,
+            footer: Footer::default(),
+            points: Vec::new(),
             removed_when_unused: AtomicBool::new(false),
         };
         segment.check_size_and_ends()?;
+        segment.points = segment.read_points()?;
         segment.read_table()?;
         Ok(segment)
     }
@@ -217,43 +169,74 @@ impl Segment {
     fn check_size_and_ends(&mut self) -> Result<(), HistoryError> {
         let info = &self.info;
         let bytes = self.file.len().map_err(HistoryError::io("measuring", self.name()))?;
-        let smallest = (HEADER_BYTES + MIN_FRAME_BYTES + ENTRY_BYTES + 4 + FOOTER_BYTES) as u64;
+        let smallest = (HEADER_BYTES + 4 + Format::One.footer_bytes()) as u64;
         if bytes != info.bytes || bytes < smallest {
             let what = format!("it has {bytes} bytes, the MANIFEST says {}", info.bytes);
             return Err(self.corrupt(bytes.min(info.bytes), what));
         }
-        if self.read(0, HEADER_BYTES)? != encode_header(info.id, info.start()) {
+        let header = self.read(0, HEADER_BYTES)?;
+        let Some(format) = Format::of_header(&header) else {
+            return Err(self.corrupt(4, "unknown format version"));
+        };
+        if header != layout::encode_header(format, info.id, info.start()) {
             return Err(self.corrupt(0, "its header is not what the MANIFEST says"));
         }
-        let footer_at = bytes - FOOTER_BYTES as u64;
-        let footer = self.read(footer_at, FOOTER_BYTES)?;
-        let malformed = |e: DecodeError| self.corrupt(footer_at, e.to_string());
-        let entries = Reader::new(footer.slice(4..)).u32("footer").map_err(malformed)?;
-        let frames_end = Reader::new(footer.slice(48..)).u64("footer").map_err(malformed)?;
-        if footer != encode_footer(info.id, entries, info.end(), frames_end) {
+        let footer_at = bytes.saturating_sub(format.footer_bytes() as u64);
+        let bytes = self.read(footer_at, format.footer_bytes())?;
+        let footer = Footer::decode(&bytes, format).map_err(|e| self.corrupt(footer_at, e.to_string()))?;
+        if bytes != (Footer { id: info.id, end: info.end(), ..footer }).encode(format) {
             return Err(self.corrupt(footer_at, "its footer is not what the MANIFEST says"));
         }
-        let table_bytes = u64::from(entries) * ENTRY_BYTES as u64 + 4;
-        if entries == 0 || frames_end.checked_add(table_bytes) != Some(footer_at) {
+        let points = match format {
+            Format::One => 0,
+            Format::Two => u64::from(footer.points) * POINT_BYTES as u64 + 4,
+        };
+        let tables = points + u64::from(footer.entries) * ENTRY_BYTES as u64 + 4;
+        let frames = format == Format::Two || footer.entries > 0;
+        let empty = footer.entries == 0 && footer.frames_end != HEADER_BYTES as u64;
+        if !frames || empty || footer.frames_end.checked_add(tables) != Some(footer_at) {
             return Err(self.corrupt(footer_at, "its parts do not add up to its size"));
         }
-        (self.frames_end, self.entries) = (frames_end, entries as usize);
+        (self.format, self.footer) = (format, footer);
         Ok(())
     }
 
+    fn read_points(&self) -> Result<Vec<Point>, HistoryError> {
+        if self.format == Format::One {
+            return Ok(Vec::new());
+        }
+        let at = self.footer.frames_end;
+        let bytes = self.read(at, self.footer.points as usize * POINT_BYTES + 4)?;
+        let points = layout::decode_points(&bytes).map_err(|e| self.corrupt(at, e.to_string()))?;
+        let (start, end) = (self.info.start(), self.info.end());
+        let inside = |p: &Point| p.next_position > start.next_position && p.next_position <= end.next_position;
+        let ordered = points.windows(2).all(|pair| pair[0].next_position < pair[1].next_position);
+        if !ordered || !points.iter().all(inside) {
+            return Err(self.corrupt(at, "the points do not fit the segment"));
+        }
+        Ok(points)
+    }
+
     fn read_table(&self) -> Result<OffsetTable, HistoryError> {
-        let bytes = self.read(self.frames_end, self.entries * ENTRY_BYTES + 4)?;
-        let table = decode_table(&bytes).map_err(|e| self.corrupt(self.frames_end, e.to_string()))?;
+        let at = match self.format {
+            Format::One => self.footer.frames_end,
+            Format::Two => self.footer.frames_end + (self.points.len() * POINT_BYTES + 4) as u64,
+        };
+        let bytes = self.read(at, self.footer.entries as usize * ENTRY_BYTES + 4)?;
+        let table = layout::decode_table(&bytes).map_err(|e| self.corrupt(at, e.to_string()))?;
         let start = self.info.start();
-        let first =
-            TableEntry { position: start.next_position, revision_before: start.revision, offset: HEADER_BYTES as u64 };
+        let first = table.first().is_none_or(|first| {
+            let exact = (first.position, first.revision_before) == (start.next_position, start.revision);
+            let later = first.position >= start.next_position && first.revision_before >= start.revision;
+            first.offset == HEADER_BYTES as u64 && (exact || (self.format == Format::Two && later))
+        });
         let ordered = table.windows(2).all(|pair| {
             pair[0].position < pair[1].position
                 && pair[0].revision_before <= pair[1].revision_before
                 && pair[0].offset < pair[1].offset
         });
-        if table.first() != Some(&first) || !ordered || table.last().is_some_and(|e| e.offset >= self.frames_end) {
-            return Err(self.corrupt(self.frames_end, "the offset table does not fit the segment"));
+        if !first || !ordered || table.last().is_some_and(|e| e.offset >= self.footer.frames_end) {
+            return Err(self.corrupt(at, "the offset table does not fit the segment"));
         }
         Ok(OffsetTable(table))
     }
@@ -263,7 +246,7 @@ impl Segment {
             return Ok(table);
         }
         let table = Arc::new(self.read_table()?);
-        cache.put(self.info.id, table.clone(), self.entries * ENTRY_BYTES);
+        cache.put(self.info.id, table.clone(), self.footer.entries as usize * ENTRY_BYTES);
         Ok(table)
     }
 
@@ -299,11 +282,16 @@ impl Segment {
     }
 
     /// The frame that made a revision, which must be one of this segment's.
-    pub fn frame_at_revision(&self, revision: Revision, cache: &TableCache) -> Result<Option<Frame>, HistoryError> {
+    pub fn frame_at_revision(
+        &self,
+        revision: Revision,
+        cache: &TableCache,
+        blocks: &mut Blocks,
+    ) -> Result<Option<Frame>, HistoryError> {
         let table = self.table(cache)?;
         let block = table.0.partition_point(|entry| entry.revision_before < revision);
         let Some(block) = block.checked_sub(1) else { return Ok(None) };
-        let frame = self.find_in_block(&table, block, |head| head.revision >= revision)?;
+        let frame = self.find_in_block(&table, block, blocks, |head| head.revision >= revision)?;
         Ok(frame.filter(|frame| frame.head().revision == revision && frame.head().makes_revision))
     }
 
@@ -312,92 +300,266 @@ impl Segment {
         let table = self.table(cache)?;
         let block = table.0.partition_point(|entry| entry.position <= position);
         let Some(block) = block.checked_sub(1) else { return Ok(None) };
-        let frame = self.find_in_block(&table, block, |head| head.log_id.index >= position)?;
+        let frame = self.find_in_block(&table, block, &mut Blocks::default(), |head| head.log_id.index >= position)?;
         Ok(frame.filter(|frame| frame.position() == position))
+    }
+
+    fn read_block(&self, table: &OffsetTable, block: usize) -> Result<Bytes, HistoryError> {
+        let offset = table.0[block].offset;
+        let end = table.0.get(block + 1).map_or(self.footer.frames_end, |next| next.offset);
+        self.read(offset, (end - offset) as usize)
     }
 
     fn find_in_block(
         &self,
         table: &OffsetTable,
         block: usize,
+        blocks: &mut Blocks,
         wanted: impl Fn(&FrameHead) -> bool,
     ) -> Result<Option<Frame>, HistoryError> {
         let entry = table.0[block];
-        let end = table.0.get(block + 1).map_or(self.frames_end, |next| next.offset);
-        let bytes = self.read(entry.offset, (end - entry.offset) as usize)?;
-        let (mut at, mut position) = (0, entry.position);
+        let bytes = blocks.get(self.info.id, block, || self.read_block(table, block))?;
+        let (mut at, mut position, mut before) = (0, entry.position, None);
         while at < bytes.len() {
-            let (head, len) = self.check(&bytes[at..], entry.offset + at as u64, position)?;
+            let offset = entry.offset + at as u64;
+            let (head, len) = self.check(&bytes[at..], offset, position)?;
             if wanted(&head) {
-                return Ok(Some(Frame::checked(bytes.slice(at..at + len), head)));
+                let frame = Frame::checked(bytes.slice(at..at + len), head);
+                if frame.position() == position && !frame.is_thinned() {
+                    let before = match before {
+                        Some(chain) => Some(chain),
+                        None => self.chain_before_block(table, block, blocks)?,
+                    };
+                    self.check_chain(&frame, before, offset)?;
+                }
+                return Ok(Some(frame));
             }
+            before = Some(chain_of(&bytes[at..at + len]));
             at += len;
-            position += 1;
+            position = head.log_id.index + 1;
         }
         Ok(None)
     }
 
-    /// Checks the frame at an offset, which must have this position.
+    /// The chain hash before the first position of a block; none when nothing tells it any more.
+    fn chain_before_block(
+        &self,
+        table: &OffsetTable,
+        block: usize,
+        blocks: &mut Blocks,
+    ) -> Result<Option<ChainHash>, HistoryError> {
+        let position = table.0[block].position;
+        if position == self.info.first_position {
+            return Ok(Some(self.info.chain_before));
+        }
+        if let Ok(at) = self.points.binary_search_by_key(&position, |point| point.next_position) {
+            return Ok(Some(self.points[at].chain));
+        }
+        let Some(block) = block.checked_sub(1) else { return Ok(None) };
+        let entry = table.0[block];
+        let bytes = blocks.get(self.info.id, block, || self.read_block(table, block))?;
+        let (mut at, mut from) = (0, entry.position);
+        loop {
+            let (head, len) = self.check(&bytes[at..], entry.offset + at as u64, from)?;
+            from = head.log_id.index + 1;
+            if at + len >= bytes.len() {
+                return Ok((from == position).then(|| chain_of(&bytes[at..at + len])));
+            }
+            at += len;
+        }
+    }
+
+    /// Checks a whole frame against the chain hash before it, when that is known. A checksum shows what the disk did to a
+    /// frame; the chain also shows a frame that was changed together with its checksum.
+    fn check_chain(&self, frame: &Frame, before: Option<ChainHash>, offset: u64) -> Result<(), HistoryError> {
+        match before {
+            Some(before) if frame.chain_after(before) != frame.chain() => {
+                Err(self.corrupt(offset, "the chain hash does not follow"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the frame at an offset, which must have this position, or a later one where positions may be missing.
     fn check(&self, bytes: &[u8], offset: u64, position: u64) -> Result<(FrameHead, usize), HistoryError> {
         let (head, len) = Frame::check(bytes).map_err(|e| self.corrupt(offset, e.to_string()))?;
-        if head.log_id.index != position {
-            let what = format!("the frame of position {} lies where {position} should", head.log_id.index);
+        let found = head.log_id.index;
+        let fits = match self.format {
+            Format::One => found == position,
+            Format::Two => found >= position && found <= self.info.last_position,
+        };
+        if !fits {
+            let what = format!("the frame of position {found} lies where {position} should");
             return Err(self.corrupt(offset, what));
         }
         Ok((head, len))
     }
 
-    /// Reads the frame at an offset, which must have this position.
+    /// Reads the frame at an offset, which must have this position, or a later one where positions may be missing.
     fn parse(&self, bytes: &Bytes, offset: u64, position: u64) -> Result<Frame, HistoryError> {
         let (head, len) = self.check(bytes, offset, position)?;
         Ok(Frame::checked(bytes.slice(..len), head))
+    }
+
+    /// The chain hash at one of this segment's positions; none when compaction has dropped it.
+    pub fn chain_at(&self, position: u64, cache: &TableCache) -> Result<Option<ChainHash>, HistoryError> {
+        if self.info.last_position == position {
+            return Ok(Some(self.info.chain_after));
+        }
+        if let Ok(at) = self.points.binary_search_by_key(&(position + 1), |point| point.next_position) {
+            return Ok(Some(self.points[at].chain));
+        }
+        Ok(self.frame_at_position(position, cache)?.map(|frame| frame.chain()))
+    }
+
+    /// The points that are kept for ever, in order; of an old format those that the caller finds by reading.
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Whether its points are all of those that are kept for ever.
+    pub fn keeps_points(&self) -> bool {
+        self.format != Format::One
+    }
+
+    /// How many blocks of frames it has.
+    pub fn blocks(&self) -> usize {
+        self.footer.entries as usize
+    }
+
+    /// The frames of one block, counted from 0.
+    pub fn block(&self, block: usize, cache: &TableCache) -> Result<Vec<Frame>, HistoryError> {
+        let table = self.table(cache)?;
+        let (entry, bytes) = (table.0[block], self.read_block(&table, block)?);
+        let (mut frames, mut at, mut position) = (Vec::new(), 0, entry.position);
+        while at < bytes.len() {
+            let frame = self.parse(&bytes.slice(at..), entry.offset + at as u64, position)?;
+            at += frame.bytes().len();
+            position = frame.position() + 1;
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+
+    /// The clock after its last frame.
+    pub fn clock_after(&self, cache: &TableCache) -> Result<u64, HistoryError> {
+        if self.format != Format::One {
+            return Ok(self.footer.clock_ms);
+        }
+        let last = self.block(self.blocks() - 1, cache)?;
+        Ok(last.last().map_or(0, |frame| frame.head().clock_ms))
+    }
+
+    /// The place behind the last frame at or before a time; its start when there is none.
+    pub fn at_time(&self, clock_ms: u64, cache: &TableCache) -> Result<Point, HistoryError> {
+        let table = self.table(cache)?;
+        let (mut low, mut high) = (0, self.blocks());
+        while low < high {
+            let middle = low.midpoint(high);
+            let first = self.find_in_block(&table, middle, &mut Blocks::default(), |_| true)?;
+            if first.is_some_and(|frame| frame.head().clock_ms <= clock_ms) { low = middle + 1 } else { high = middle }
+        }
+        let Some(block) = low.checked_sub(1) else { return Ok(self.info.start()) };
+        let frames = self.block(block, cache)?;
+        let last = frames.iter().take_while(|frame| frame.head().clock_ms <= clock_ms).last();
+        Ok(last.map_or(self.info.start(), Frame::end))
     }
 
     /// All frames from a position on, read sequentially; positions before this segment mean its first frame.
     pub fn scan(self: &Arc<Self>, from: u64, cache: &TableCache) -> Result<SegmentScan, HistoryError> {
         let table = self.table(cache)?;
         let block = table.0.partition_point(|entry| entry.position <= from).saturating_sub(1);
-        let entry = table.0[block];
-        let mut scan =
-            SegmentScan { segment: self.clone(), buffer: Bytes::new(), offset: entry.offset, position: entry.position };
-        while scan.position < from {
-            if scan.next_frame()?.is_none() {
+        let (offset, position) = match table.0.get(block) {
+            Some(entry) => (entry.offset, entry.position),
+            None => (self.footer.frames_end, self.info.first_position),
+        };
+        let (buffer, skipped) = (Bytes::new(), None);
+        let before = (block == 0).then(|| self.info.start());
+        let mut scan = SegmentScan { segment: self.clone(), buffer, offset, position, skipped, before, checks: true };
+        while let Some(frame) = scan.next_frame()? {
+            if frame.position() >= from {
+                scan.skipped = Some(frame);
                 break;
             }
         }
         Ok(scan)
     }
 
-    /// Checks every frame and the chain.
-    pub fn verify(self: &Arc<Self>, cache: &TableCache) -> Result<(), HistoryError> {
-        let mut scan = self.scan(0, cache)?;
-        let mut at = self.info.start();
-        loop {
-            let offset = scan.offset;
-            let Some(frame) = scan.next_frame()? else { break };
-            follow(&mut at, &frame).map_err(|what| self.corrupt(offset, what))?;
+    /// The frames from about the one on that follows a revision, read sequentially; the first ones may be older.
+    pub fn scan_about(self: &Arc<Self>, revision: Revision, cache: &TableCache) -> Result<SegmentScan, HistoryError> {
+        let table = self.table(cache)?;
+        let block = table.0.partition_point(|entry| entry.revision_before <= revision).saturating_sub(1);
+        let (offset, position) = match table.0.get(block) {
+            Some(entry) => (entry.offset, entry.position),
+            None => (self.footer.frames_end, self.info.first_position),
+        };
+        let (buffer, skipped, before) = (Bytes::new(), None, None);
+        Ok(SegmentScan { segment: self.clone(), buffer, offset, position, skipped, before, checks: true })
+    }
+
+    /// What is known of the record at an offset that is damaged: the position it should have, and what can be read of the
+    /// rest although its checksum may not hold.
+    pub fn describe(&self, offset: u64) -> Option<Described> {
+        let table = self.read_table().ok()?;
+        let block = table.0.partition_point(|entry| entry.offset <= offset).checked_sub(1)?;
+        if offset >= self.footer.frames_end {
+            return None;
         }
-        if at != self.info.end() {
-            return Err(self.corrupt(self.frames_end, "the frames do not end where the MANIFEST says"));
+        let (entry, bytes) = (table.0[block], self.read_block(&table, block).ok()?);
+        let (mut at, mut position, mut revision) = (0, entry.position, entry.revision_before);
+        while let Some(Ok(len)) = Frame::peek_len(&bytes[at..]) {
+            if entry.offset + (at + len) as u64 > offset {
+                break;
+            }
+            let (head, _) = Frame::check(&bytes[at..]).ok()?;
+            (position, revision) = (head.log_id.index + 1, head.revision);
+            at += len;
         }
-        Ok(())
+        let frame = Frame::parse_damaged(&bytes.slice(at..));
+        // What the damaged record says of itself counts only as far as it fits.
+        let last = table.0.get(block + 1).map_or(self.info.last_position + 1, |next| next.position);
+        let fits = |frame: &Frame| (position..last).contains(&frame.position());
+        match frame.filter(fits) {
+            Some(frame) => {
+                let ops = frame.ops().map_while(Result::ok).map(|op| op.key().1.clone());
+                let keys = ops.take(DESCRIBED_KEYS).collect();
+                Some(Described { position: frame.position(), revision: Some(frame.head().revision), keys })
+            }
+            None => Some(Described { position, revision: Some(revision + 1), keys: Vec::new() }),
+        }
+    }
+
+    /// Lets the operating system forget what it keeps of the file in memory.
+    pub fn forget_cached(&self) -> Result<(), HistoryError> {
+        self.file.drop_cache().map_err(HistoryError::io("dropping the cache of", self.name()))
     }
 }
 
-/// Steps over a frame that must follow `at`: position, revision and chain.
-pub fn follow(at: &mut Point, frame: &Frame) -> Result<(), &'static str> {
+/// Steps over a frame that must follow `at`: position, revision, and the chain unless the frame is thinned. With `holes`
+/// frames may be missing before it.
+pub fn follow(at: &mut Point, frame: &Frame, holes: bool) -> Result<(), &'static str> {
     let head = frame.head();
-    if frame.position() != at.next_position {
+    let next = frame.position() == at.next_position;
+    if !next && (!holes || frame.position() < at.next_position) {
         return Err("the frame has another position than follows");
     }
-    let expected = if head.makes_revision { head.revision > at.revision } else { head.revision == at.revision };
+    let expected = if head.makes_revision {
+        head.revision > at.revision
+    } else if next {
+        head.revision == at.revision
+    } else {
+        head.revision >= at.revision
+    };
     if !expected {
         return Err("the frame has another revision than follows");
     }
-    if frame.chain_after(at.chain) != frame.chain() {
+    if frame.is_thinned() && !holes {
+        return Err("the frame is thinned, where none can be");
+    }
+    if next && !frame.is_thinned() && frame.chain_after(at.chain) != frame.chain() {
         return Err("the chain hash does not follow");
     }
-    *at = Point { next_position: at.next_position + 1, revision: head.revision, chain: frame.chain() };
+    *at = frame.end();
     Ok(())
 }
 
@@ -408,13 +570,28 @@ pub struct SegmentScan {
     buffer: Bytes,
     /// The offset of the buffer's first byte.
     offset: u64,
+    /// The lowest position that may come next.
     position: u64,
+    /// A frame that was read and not given yet.
+    skipped: Option<Frame>,
+    /// The place behind the last frame; none before the first one of a scan that begins amid the segment.
+    before: Option<Point>,
+    /// Whether the chain is checked on the way; the caller does it otherwise.
+    checks: bool,
 }
 
 impl SegmentScan {
+    /// Where the next frame lies.
+    fn offset(&self) -> u64 {
+        self.offset - self.skipped.as_ref().map_or(0, |frame| frame.bytes().len() as u64)
+    }
+
     /// The next frame, its checksum checked; none at the end.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, HistoryError> {
-        let left = self.segment.frames_end - self.offset;
+        if let Some(frame) = self.skipped.take() {
+            return Ok(Some(frame));
+        }
+        let left = self.segment.footer.frames_end - self.offset;
         if left == 0 {
             return Ok(None);
         }
@@ -431,8 +608,13 @@ impl SegmentScan {
             return self.next_frame();
         }
         let frame = self.segment.parse(&self.buffer, self.offset, self.position)?;
+        if self.checks && !frame.is_thinned() {
+            let before = self.before.filter(|before| before.next_position == frame.position());
+            self.segment.check_chain(&frame, before.map(|before| before.chain), self.offset)?;
+        }
+        self.before = Some(frame.end());
         self.offset += frame.bytes().len() as u64;
-        self.position += 1;
+        self.position = frame.position() + 1;
         self.buffer = self.buffer.slice(frame.bytes().len()..);
         Ok(Some(frame))
     }

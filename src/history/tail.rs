@@ -82,6 +82,18 @@ impl Tail {
         self.frames.get(at).filter(|frame| frame.revision == revision).map(|frame| &frame.bytes)
     }
 
+    /// The frames that made a revision after `revision`, in order.
+    pub fn after_revision(&self, revision: Revision) -> impl Iterator<Item = &Bytes> {
+        let at = self.frames.partition_point(|frame| frame.revision <= revision);
+        let mut before = revision.max(self.start.revision);
+        // A frame without a revision of its own repeats the one before it.
+        self.frames[at..].iter().filter_map(move |frame| {
+            let made = frame.revision > before;
+            before = frame.revision;
+            made.then_some(&frame.bytes)
+        })
+    }
+
     /// The chain hash at a position.
     pub fn chain_at(&self, position: u64) -> Option<ChainHash> {
         self.at_position(position).map(|bytes| chain_of(bytes))

@@ -79,12 +79,12 @@ fn into_bytes(bytes: Cow<'_, [u8]>) -> Bytes {
 }
 
 /// A number of decimal digits and nothing else; `"+5"` is none.
-fn parse_number(text: &str) -> Option<u64> {
+pub fn parse_number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// A duration: whole `ms`, `s`, `m` or `h`.
-fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(unit_at);
     let millis_each = match unit {
@@ -114,6 +114,15 @@ pub enum Consistency {
         /// How old that may be at most.
         max_lag: Option<Duration>,
     },
+}
+
+/// Where a write has to be before it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// On the disks of a majority of the voters.
+    Majority,
+    /// On that of a mirror in another site besides, if that does not take too long.
+    Mirrored,
 }
 
 impl<'q> Parameters<'q> {
@@ -197,6 +206,16 @@ impl<'q> Parameters<'q> {
         }
     }
 
+    /// `durability`.
+    pub fn durability(&self) -> Result<Durability, Failure> {
+        let parse = |text: &str| match text {
+            "majority" => Some(Durability::Majority),
+            "mirrored" => Some(Durability::Mirrored),
+            _ => None,
+        };
+        Ok(self.parsed("durability", parse, "neither majority nor mirrored")?.unwrap_or(Durability::Majority))
+    }
+
     /// `consistency` and `max_lag`.
     pub fn consistency(&self) -> Result<Consistency, Failure> {
         let max_lag = self.duration("max_lag")?;
@@ -220,6 +239,8 @@ pub struct RequestHeaders<'h> {
     pub if_none_match: Option<&'h HeaderValue>,
     /// `Accept`.
     pub accept: Option<&'h HeaderValue>,
+    /// `Idempotency-Key`.
+    pub idempotency_key: Option<&'h HeaderValue>,
     /// `Lifeboat-Timeline`.
     pub timeline: Option<TimelineId>,
     content_encoding: Option<&'h HeaderValue>,
@@ -239,6 +260,8 @@ impl<'h> RequestHeaders<'h> {
                 &mut read.if_match
             } else if *name == header::IF_NONE_MATCH {
                 &mut read.if_none_match
+            } else if *name == headers::IDEMPOTENCY_KEY {
+                &mut read.idempotency_key
             } else if *name == header::CONTENT_ENCODING {
                 &mut read.content_encoding
             } else if *name == headers::TIMELINE {
@@ -248,7 +271,7 @@ impl<'h> RequestHeaders<'h> {
                     return Err(given_twice(name.as_str()));
                 }
                 continue;
-            } else if *name == header::IF_UNMODIFIED_SINCE || *name == headers::IDEMPOTENCY_KEY {
+            } else if *name == header::IF_UNMODIFIED_SINCE {
                 return Err(Failure::header(name.as_str(), "not supported, and ignoring it could do harm"));
             } else {
                 read.content_range |= *name == header::CONTENT_RANGE;
@@ -310,6 +333,16 @@ impl<'h> RequestHeaders<'h> {
             (_, Some(_)) => Err(Failure::header(header::IF_NONE_MATCH.as_str(), "this request takes no conditions")),
             (None, None) => Ok(()),
         }
+    }
+
+    /// Whether the reader of a document has it already, as `If-None-Match` says.
+    pub fn knows_document(&self, etag: &HeaderValue) -> Result<bool, Failure> {
+        let Some(value) = self.if_none_match else { return Ok(false) };
+        let own = etag.as_bytes().trim_ascii();
+        Ok(match parse_etags(header::IF_NONE_MATCH.as_str(), value)? {
+            None => true,
+            Some(tags) => tags.iter().any(|tag| own == [b"\"", tag.opaque, b"\""].concat()),
+        })
     }
 
     /// What a read compares the key's revision with: its reader has one of these already.

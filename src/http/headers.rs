@@ -20,13 +20,22 @@ pub const LAG_SECONDS: HeaderName = HeaderName::from_static("lifeboat-lag-second
 pub const CREATE_REVISION: HeaderName = HeaderName::from_static("lifeboat-create-revision");
 /// How many times the key was written since.
 pub const VERSION: HeaderName = HeaderName::from_static("lifeboat-version");
-/// Not understood yet, so refused.
+/// About how many bytes a snapshot will have: what it is read from.
+pub const SNAPSHOT_BYTES: HeaderName = HeaderName::from_static("lifeboat-snapshot-bytes");
+/// Says that the reply is the outcome of an earlier request with the same key.
+pub const REPLAYED: HeaderName = HeaderName::from_static("lifeboat-replayed");
+/// Names a request that may be sent again.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The last event that a reader has seen.
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// `application/json`.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `application/x-ndjson`.
 pub const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+/// `text/event-stream`.
+pub const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// `application/octet-stream`.
 pub const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 /// Lets nobody between the member and its client answer in the member's place.
@@ -61,7 +70,8 @@ pub struct CommonHeaders {
 impl CommonHeaders {
     /// Adds what every reply of a member that belongs to a cluster carries.
     pub fn add(&self, map: &mut HeaderMap, timeline: TimelineId, revision: Revision, leader: Option<&str>) {
-        map.insert(REVISION, HeaderValue::from(revision));
+        // A reply that says how far it has looked knows better.
+        map.entry(REVISION).or_insert_with(|| HeaderValue::from(revision));
         map.insert(TIMELINE, self.timeline(timeline));
         if let Some(value) = leader.and_then(|url| self.leader(url)) {
             map.insert(LEADER, value);

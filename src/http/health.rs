@@ -15,7 +15,7 @@ use hyper::{Request, StatusCode};
 use super::body::EdgeBody;
 use super::extract::Parameters;
 use super::problem::Failure;
-use super::{Shared, headers, json_reply, resource};
+use super::{Routes, Shared, headers, json_reply, resource};
 use crate::api::{Health, ProblemCode};
 use crate::metrics;
 use crate::node::HealthCheck;
@@ -25,10 +25,8 @@ const ALLOW: &str = "GET, HEAD, OPTIONS";
 const DEFAULT_MAX_LAG: Duration = Duration::from_secs(10);
 
 /// The routes of this file.
-pub fn routes() -> axum::Router<Arc<Shared>> {
-    axum::Router::new()
-        .route("/health/{check}", resource(ALLOW, get(health)))
-        .route("/metrics", resource(ALLOW, get(scrape)))
+pub fn routes() -> Routes {
+    Routes::new().route("/health/{check}", resource(ALLOW, get(health))).route("/metrics", resource(ALLOW, get(scrape)))
 }
 
 async fn health(State(shared): State<Arc<Shared>>, request: Request<AxumBody>) -> Response {

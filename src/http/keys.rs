@@ -22,18 +22,20 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tokio::sync::Semaphore;
 
 use super::body::EdgeBody;
-use super::extract::{Consistency, Form, Parameters, RequestHeaders, accepted_form};
-use super::problem::{Asked, Failure};
-use super::{Shared, headers, json_reply, resource};
+use super::extract::{Consistency, Durability, Form, Parameters, RequestHeaders, accepted_form};
+use super::outcome::{idempotency, mark_replayed, mirrored, write_command, written};
+use super::problem::Failure;
+use super::{Routes, Shared, headers, json_reply, resource};
 use crate::api::{DeleteKeysReply, KeyItem, KeysEnd, KeysPage, ProblemCode};
-use crate::model::{KeySpace, OpResult, Outcome, WriteCommand, WriteOp};
+use crate::model::{Command, KeySpace, OpResult, Outcome, WriteOp};
 use crate::node::Node;
 use crate::store::{KeyValue, RangePage, RangeQuery, ReadError};
 
 const ALLOW: &str = "GET, HEAD, DELETE, OPTIONS";
 const GET_PARAMETERS: &[&str] =
     &["prefix", "start", "end", "limit", "after", "rev", "keys_only", "consistency", "max_lag"];
-const DELETE_PARAMETERS: &[&str] = &["prefix", "start", "end"];
+const BOUNDS: &[&str] = &["prefix", "start", "end"];
+const DELETE_PARAMETERS: &[&str] = &["prefix", "start", "end", "durability"];
 
 /// Items of a JSON page when no limit is given.
 const DEFAULT_LIMIT: usize = 1000;
@@ -49,8 +51,8 @@ const STREAM_BYTES: usize = 1 << 20;
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// The routes of this file.
-pub fn routes() -> axum::Router<Arc<Shared>> {
-    axum::Router::new().route("/v1/keys", resource(ALLOW, get(read_keys).delete(delete_keys)))
+pub fn routes() -> Routes {
+    Routes::new().route("/v1/keys", resource(ALLOW, get(read_keys).delete(delete_keys)))
 }
 
 /// Bounds the reads of ranges.
@@ -122,13 +124,16 @@ impl RangeFailure {
 }
 
 /// Which keys are meant: from `start` up to and without `end`.
-struct Bounds {
-    start: Bytes,
-    end: Option<Bytes>,
+pub struct Bounds {
+    /// The first key.
+    pub start: Bytes,
+    /// The first key that is not meant any more; none for the end of all keys.
+    pub end: Option<Bytes>,
 }
 
 impl Bounds {
-    fn parse(parameters: &Parameters<'_>, max_key_bytes: usize) -> Result<Bounds, Failure> {
+    /// Reads `prefix`, or `start` and `end`.
+    pub fn parse(parameters: &Parameters<'_>, max_key_bytes: usize) -> Result<Bounds, Failure> {
         let prefix = parameters.bytes("prefix", max_key_bytes)?;
         let start = parameters.bytes("start", max_key_bytes)?;
         let end = parameters.bytes("end", max_key_bytes)?;
@@ -149,7 +154,7 @@ impl Bounds {
 }
 
 /// The first key behind all keys with this prefix; none when there is no such key.
-fn end_of_prefix(prefix: &[u8]) -> Option<Bytes> {
+pub(super) fn end_of_prefix(prefix: &[u8]) -> Option<Bytes> {
     let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
@@ -194,6 +199,7 @@ async fn read_range(shared: &Arc<Shared>, request: &Parts, started: Instant) -> 
     let query =
         if nothing { RangeQuery { start: Bytes::new(), end: Some(Bytes::new()), after: None, ..query } } else { query };
 
+    shared.admit_read()?;
     let read_point = shared.settle(consistency, started).await?;
     let mut reply = if form == Form::Ndjson {
         stream_range(shared, query, limit, read_point.is_stale()).await?
@@ -317,29 +323,30 @@ async fn delete_keys(State(shared): State<Arc<Shared>>, request: Parts) -> Respo
 }
 
 async fn delete_range(shared: &Shared, request: &Parts, started: Instant) -> Result<Response, Failure> {
-    let command = delete_command(shared, request).map_err(Failure::before_proposal)?;
-    let outcome = shared.node.write(&shared.context(started), command).await;
-    match outcome.map_err(|error| Failure::node(&error, Asked::Write))? {
+    let (command, durability) = delete_command(shared, request).map_err(Failure::before_proposal)?;
+    let (outcome, replayed) = written(shared.node.write(&shared.context(started), command).await)?;
+    match outcome {
         Outcome::Written { revision, results } => match results.as_slice() {
             [OpResult::Deleted { count, .. }] => {
-                let body = DeleteKeysReply { revision, deleted: *count };
-                Ok(json_reply(StatusCode::OK, &body).map(EdgeBody::into_axum))
+                let mirrored = mirrored(shared, durability, started).await;
+                let body = DeleteKeysReply { revision, deleted: *count, mirrored };
+                let mut reply = json_reply(StatusCode::OK, &body);
+                mark_replayed(&mut reply, replayed);
+                Ok(reply.map(EdgeBody::into_axum))
             }
             other => Err(Failure::unexpected_outcome(format!("a deletion has the results {other:?}"))),
         },
-        Outcome::TooLarge { .. } => {
-            let detail = "so many keys do not fit into one transaction: delete them in several ranges";
-            Err(Failure::new(ProblemCode::TooLarge, detail))
-        }
         other => Err(Failure::unexpected_outcome(format!("a deletion has the outcome {other:?}"))),
     }
 }
 
-fn delete_command(shared: &Shared, request: &Parts) -> Result<WriteCommand, Failure> {
-    RequestHeaders::parse(&request.headers)?.no_conditions()?;
+fn delete_command(shared: &Shared, request: &Parts) -> Result<(Command, Durability), Failure> {
+    let read = RequestHeaders::parse(&request.headers)?;
+    read.no_conditions()?;
     let parameters = Parameters::parse(request.uri.query(), DELETE_PARAMETERS)?;
     let bounds = Bounds::parse(&parameters, shared.node.limits().max_key_bytes)?;
-    if DELETE_PARAMETERS.iter().all(|name| parameters.raw(name).is_none()) {
+    let durability = parameters.durability()?;
+    if BOUNDS.iter().all(|name| parameters.raw(name).is_none()) {
         let detail = "name which keys to delete: prefix, start or end (prefix= with nothing is everything)";
         return Err(Failure::parameter("prefix", detail));
     }
@@ -347,11 +354,8 @@ fn delete_command(shared: &Shared, request: &Parts) -> Result<WriteCommand, Fail
         return Err(Failure::parameter("end", "the end is not behind the start"));
     }
     let Bounds { start, end } = bounds;
-    Ok(WriteCommand {
-        time_ms: 0,
-        guards: Vec::new(),
-        ops: vec![WriteOp::DeleteRange { space: KeySpace::User, start, end }],
-    })
+    let ops = vec![WriteOp::DeleteRange { space: KeySpace::User, start, end }];
+    Ok((write_command(idempotency(request, &read, b"")?, None, Vec::new(), ops), durability))
 }
 
 #[cfg(test)]

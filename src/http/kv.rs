@@ -12,17 +12,21 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::body::{EdgeBody, Source, collect, discard};
-use super::extract::{Form, Known, Parameters, accepted_form, key_from_path};
-use super::problem::{Asked, Failure};
+use super::extract::{Durability, Form, Known, Parameters, accepted_form, key_from_path};
+use super::long_poll::{read_when_changed, wait_of};
+use super::outcome::{idempotency, lease_of, mark_replayed, mirrored, write_command, written};
+use super::problem::Failure;
 use super::{ReadPoint, Reply, Shared, headers, json_reply, options};
 use crate::api::{DeleteReply, KeyItem, ProblemCode, WriteReply};
-use crate::model::{KeySpace, OpResult, Outcome, Revision, WriteCommand, WriteOp};
+use crate::model::{Command, KeySpace, OpResult, Outcome, Request as Asked, RequestCommand, Revision, WriteOp};
 use crate::store::KeyValue;
 
 /// What stands before the key.
 pub const PREFIX: &str = "/v1/kv/";
 const ALLOW: &str = "GET, HEAD, PUT, DELETE, OPTIONS";
-const GET_PARAMETERS: &[&str] = &["rev", "consistency", "max_lag"];
+const PUT_PARAMETERS: &[&str] = &["lease", "ttl", "durability"];
+const DELETE_PARAMETERS: &[&str] = &["durability"];
+const GET_PARAMETERS: &[&str] = &["rev", "consistency", "max_lag", "since", "wait"];
 
 /// Answers a request whose path begins with [`PREFIX`].
 pub async fn handle<B: Source>(shared: &Shared, request: Request<B>, started: Instant) -> Reply {
@@ -51,8 +55,9 @@ fn raw_key(head: &Parts) -> &str {
 }
 
 /// What a read asks for.
-struct KeyRead {
-    key: Bytes,
+pub struct KeyRead {
+    /// Which key.
+    pub key: Bytes,
     at: Option<Revision>,
     known: Known,
     form: Form,
@@ -68,13 +73,21 @@ async fn get(shared: &Shared, head: &Parts, started: Instant) -> Result<Reply, F
         known: request.known_revisions()?,
         form: accepted_form(request.accept, "application/octet-stream", &[Form::Json]),
     };
-    let read_point = shared.settle(parameters.consistency()?, started).await?;
+    let consistency = parameters.consistency()?;
+    if let Some(wait) = wait_of(&parameters)? {
+        request.no_conditions()?;
+        // Boxed, because few reads wait and all keep the room for it.
+        return Box::pin(read_when_changed(shared, &asked, wait, consistency, started)).await;
+    }
+    shared.admit_read()?;
+    let read_point = shared.settle(consistency, started).await?;
     let mut reply = read(shared, &asked, read_point).unwrap_or_else(Failure::into_reply);
     read_point.add_headers(reply.headers_mut());
     Ok(reply)
 }
 
-fn read(shared: &Shared, asked: &KeyRead, read_point: ReadPoint) -> Result<Reply, Failure> {
+/// The reply to a read, from the store as it is.
+pub fn read(shared: &Shared, asked: &KeyRead, read_point: ReadPoint) -> Result<Reply, Failure> {
     let found = shared.node.store().get(KeySpace::User, &asked.key, asked.at);
     let found = found.map_err(|error| Failure::read(&error, read_point.is_stale()))?;
     let Some(found) = found else {
@@ -110,11 +123,14 @@ fn value_reply(found: KeyValue, form: Form, etag: HeaderValue) -> Reply {
 }
 
 async fn put<B: Source>(shared: &Shared, head: &Parts, body: &mut B, started: Instant) -> Result<Reply, Failure> {
-    let command = put_command(shared, head, body).await.map_err(Failure::before_proposal)?;
-    let outcome = shared.node.write(&shared.context(started), command).await;
-    match outcome.map_err(|error| Failure::node(&error, Asked::Write))? {
+    let (command, durability) = put_command(shared, head, body).await.map_err(Failure::before_proposal)?;
+    let with_ttl =
+        matches!(&command, Command::Request(RequestCommand { request: Asked::Write { grant: Some(_), .. }, .. }));
+    let (outcome, replayed) = written(shared.node.write(&shared.context(started), command).await)?;
+    match outcome {
         Outcome::Written { revision, results } => match results.as_slice() {
             [OpResult::Put { meta, previous }] => {
+                let mirrored = mirrored(shared, durability, started).await;
                 let status = if previous.is_some() { StatusCode::OK } else { StatusCode::CREATED };
                 let mut reply = json_reply(
                     status,
@@ -123,53 +139,58 @@ async fn put<B: Source>(shared: &Shared, head: &Parts, body: &mut B, started: In
                         create_revision: meta.create_revision,
                         version: meta.version,
                         previous_revision: *previous,
+                        lease: with_ttl.then_some(meta.lease),
+                        mirrored,
                     },
                 );
                 reply.headers_mut().insert(ETAG, headers::etag_of(meta.mod_revision));
+                mark_replayed(&mut reply, replayed);
                 Ok(reply)
             }
             other => Err(Failure::unexpected_outcome(format!("a put has the results {other:?}"))),
         },
-        Outcome::Refused { current, .. } => Err(Failure::condition_failed(current)),
-        outcome @ (Outcome::None | Outcome::TooLarge { .. }) => {
-            Err(Failure::unexpected_outcome(format!("a put has the outcome {outcome:?}")))
-        }
+        outcome => Err(Failure::unexpected_outcome(format!("a put has the outcome {outcome:?}"))),
     }
 }
 
-async fn put_command<B: Source>(shared: &Shared, head: &Parts, body: &mut B) -> Result<WriteCommand, Failure> {
+async fn put_command<B: Source>(shared: &Shared, head: &Parts, body: &mut B) -> Result<(Command, Durability), Failure> {
     let request = shared.admit(&head.headers)?;
     let limits = shared.node.limits();
     let key = key_from_path(raw_key(head), limits.max_key_bytes)?;
-    Parameters::none(head.uri.query())?;
+    let parameters = Parameters::parse(head.uri.query(), PUT_PARAMETERS)?;
+    let (lease, grant) = lease_of(&parameters)?;
+    let durability = parameters.durability()?;
     let guards = request.put_guards(&key)?;
     let value = collect(body, limits.max_value_bytes, shared.body_timeout).await.map_err(Failure::body)?;
-    let ops = vec![WriteOp::Put { space: KeySpace::User, key, value, lease: 0 }];
-    Ok(WriteCommand { time_ms: 0, guards, ops })
+    let idempotency = idempotency(head, &request, &value)?;
+    let ops = vec![WriteOp::Put { space: KeySpace::User, key, value, lease }];
+    Ok((write_command(idempotency, grant, guards, ops), durability))
 }
 
 async fn delete(shared: &Shared, head: &Parts, started: Instant) -> Result<Reply, Failure> {
-    let command = delete_command(shared, head).map_err(Failure::before_proposal)?;
-    let outcome = shared.node.write(&shared.context(started), command).await;
-    match outcome.map_err(|error| Failure::node(&error, Asked::Write))? {
+    let (command, durability) = delete_command(shared, head).map_err(Failure::before_proposal)?;
+    let (outcome, replayed) = written(shared.node.write(&shared.context(started), command).await)?;
+    match outcome {
         Outcome::Written { revision, results } => match results.as_slice() {
             [OpResult::Deleted { count, previous }] => {
-                let body = DeleteReply { revision, deleted: *count, previous_revision: *previous };
-                Ok(json_reply(StatusCode::OK, &body))
+                let mirrored = mirrored(shared, durability, started).await;
+                let body = DeleteReply { revision, deleted: *count, previous_revision: *previous, mirrored };
+                let mut reply = json_reply(StatusCode::OK, &body);
+                mark_replayed(&mut reply, replayed);
+                Ok(reply)
             }
             other => Err(Failure::unexpected_outcome(format!("a deletion has the results {other:?}"))),
         },
-        Outcome::Refused { current, .. } => Err(Failure::condition_failed(current)),
-        outcome @ (Outcome::None | Outcome::TooLarge { .. }) => {
-            Err(Failure::unexpected_outcome(format!("a deletion has the outcome {outcome:?}")))
-        }
+        outcome => Err(Failure::unexpected_outcome(format!("a deletion has the outcome {outcome:?}"))),
     }
 }
 
-fn delete_command(shared: &Shared, head: &Parts) -> Result<WriteCommand, Failure> {
+fn delete_command(shared: &Shared, head: &Parts) -> Result<(Command, Durability), Failure> {
     let request = shared.admit(&head.headers)?;
     let key = key_from_path(raw_key(head), shared.node.limits().max_key_bytes)?;
-    Parameters::none(head.uri.query())?;
+    let durability = Parameters::parse(head.uri.query(), DELETE_PARAMETERS)?.durability()?;
     let guards = request.delete_guards(&key)?;
-    Ok(WriteCommand { time_ms: 0, guards, ops: vec![WriteOp::Delete { space: KeySpace::User, key }] })
+    let idempotency = idempotency(head, &request, b"")?;
+    let command = write_command(idempotency, None, guards, vec![WriteOp::Delete { space: KeySpace::User, key }]);
+    Ok((command, durability))
 }

@@ -24,17 +24,30 @@ pub struct Activity {
     ended: AtomicU64,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
+    /// For how long the body of the newest reply may be quiet besides; 0 for one that has an end.
+    quiet_ms: AtomicU64,
 }
 
 impl Activity {
     /// The head of a request has arrived.
     pub fn request_begins(&self) {
+        self.quiet_ms.store(0, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The head of its reply is ready.
     pub fn request_ends(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The body that follows has no end of its own, and may be quiet for so long although all is well.
+    pub fn may_be_quiet(&self, quiet: Duration) {
+        self.quiet_ms.store(quiet.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether the newest reply has no end of its own.
+    pub fn is_endless(&self) -> bool {
+        self.quiet_ms.load(Ordering::Relaxed) > 0
     }
 
     fn look(&self) -> Look {
@@ -57,7 +70,7 @@ struct Look {
 
 /// Decides when a connection has been idle or slow for too long.
 ///
-/// Between requests nothing may move for the idle timeout. From the look that first sees bytes of a new head, or from
+/// Between requests nothing may move for the idle timeout (and a stream may be quiet for so much longer as it said). From the look that first sees bytes of a new head, or from
 /// the start of the connection, that head has the header timeout to be complete. A request that is being answered is
 /// never overdue here: the request's own deadline ends it.
 #[derive(Debug)]
@@ -98,7 +111,8 @@ impl Watch {
             self.head_since = Some(now);
         }
         let head_overdue = self.head_since.is_some_and(|since| now - since >= self.header_timeout);
-        head_overdue || now - self.settled_at >= self.idle_timeout
+        let quiet = Duration::from_millis(self.activity.quiet_ms.load(Ordering::Relaxed));
+        head_overdue || now - self.settled_at >= self.idle_timeout + quiet
     }
 }
 
@@ -212,6 +226,19 @@ mod tests {
         connection.activity.request_ends();
         let first_look = connection.watch.interval();
         assert_eq!(connection.overdue_after(2 * IDLE), Some(IDLE + first_look));
+    }
+
+    #[test]
+    fn a_reply_that_may_be_quiet_is_overdue_so_much_later() {
+        let mut connection = Watched::new();
+        connection.activity.request_begins();
+        connection.activity.may_be_quiet(Duration::from_secs(300));
+        connection.activity.request_ends();
+        assert!(connection.activity.is_endless());
+        let overdue = connection.overdue_after(2 * IDLE + Duration::from_secs(300));
+        assert_eq!(overdue, Some(IDLE + Duration::from_secs(300) + connection.watch.interval()));
+        connection.activity.request_begins();
+        assert!(!connection.activity.is_endless(), "the next request has nothing to do with it");
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //!
 //! Place in the path: hyper reads a request ([`server`]), [`Edge`] finds its resource, the resource reads it strictly
 //! ([`extract`], [`body`]), asks `node` or `store`, and answers; what fails becomes a status in [`problem`] and nowhere
-//! else. One file a resource; `docs/api.md` is the contract.
+//! else. One file a resource; `docs/http-api.md` is the contract.
 //!
 //! ```text
 //!   server ──> Edge ──/v1/kv/──> kv                        no router, no boxed future, no extractors
-//!                └───────────> axum router ──> keys, cluster, health
+//!                └───────────> axum router ──> keys, watch, cluster, health
 //! ```
 //!
 //! Reads and writes of one key are most of what a member serves, and at their rate a router's layers cost more than the
@@ -22,16 +22,33 @@
 
 mod body;
 mod cluster;
+mod dr;
+mod drill;
+mod events;
 mod extract;
+mod failover;
 mod headers;
 mod health;
 mod keys;
 mod kv;
+mod leases;
+mod long_poll;
+mod maintenance;
+mod members;
 mod meter;
+mod openapi;
+mod outcome;
 pub mod peer;
 mod problem;
+mod replication;
+mod salvage;
+mod sequences;
 pub mod server;
+mod snapshot;
+mod txn;
+mod verify;
 mod waiting;
+mod watch;
 
 use server::StopSignal;
 pub use waiting::serve_waiting;
@@ -42,9 +59,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::response::IntoResponse;
 use axum::routing::MethodRouter;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::service::{Service, service_fn};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::service::TowerToHyperService;
@@ -97,6 +115,12 @@ impl Default for EdgeOptions {
 pub async fn serve_clients(listener: TcpListener, node: Node, options: EdgeOptions, stop: StopSignal) {
     let counts = node.metrics().http.connections.clone();
     let server = options.server.clone();
+    // Streams have no end of their own: they are ended as soon as clients are sent elsewhere.
+    let (watches, stopping) = (node.watches().clone(), stop.clone());
+    tokio::spawn(async move {
+        stopping.announced().await;
+        watches.stop();
+    });
     let edge = Edge::new(node, &options);
     server::serve(listener, edge.service(), server, counts, stop).await;
 }
@@ -108,6 +132,51 @@ pub struct Edge {
     router: TowerToHyperService<Router>,
 }
 
+/// Resources behind the router, and the paths they are at: the router itself does not tell.
+struct Routes {
+    router: Router<Arc<Shared>>,
+    paths: Vec<&'static str>,
+}
+
+impl Routes {
+    fn new() -> Routes {
+        Routes { router: Router::new(), paths: Vec::new() }
+    }
+
+    fn route(mut self, path: &'static str, methods: MethodRouter<Arc<Shared>>) -> Routes {
+        self.paths.push(path);
+        Routes { router: self.router.route(path, methods), ..self }
+    }
+
+    fn merge(mut self, other: Routes) -> Routes {
+        self.paths.extend(other.paths);
+        Routes { router: self.router.merge(other.router), ..self }
+    }
+}
+
+/// All resources but that of one key, which [`Edge`] finds by itself.
+fn routes() -> Routes {
+    Routes::new()
+        .merge(keys::routes())
+        .merge(watch::routes())
+        .merge(cluster::routes())
+        .merge(failover::routes())
+        .merge(drill::routes())
+        .merge(members::routes())
+        .merge(dr::routes())
+        .merge(salvage::routes())
+        .merge(replication::routes())
+        .merge(health::routes())
+        .merge(events::routes())
+        .merge(snapshot::routes())
+        .merge(leases::routes())
+        .merge(sequences::routes())
+        .merge(maintenance::routes())
+        .merge(txn::routes())
+        .merge(verify::routes())
+        .merge(openapi::routes())
+}
+
 /// What all resources need.
 struct Shared {
     node: Node,
@@ -115,6 +184,7 @@ struct Shared {
     next_trace: AtomicU64,
     body_timeout: Duration,
     ranges: RangeReads,
+    snapshots: snapshot::Running,
 }
 
 impl Edge {
@@ -126,13 +196,9 @@ impl Edge {
             next_trace: AtomicU64::new(rand::random()),
             body_timeout: options.body_timeout,
             ranges: RangeReads::new(options.max_range_reads, options.max_range_waiters),
+            snapshots: snapshot::Running::default(),
         });
-        let router = Router::new()
-            .merge(keys::routes())
-            .merge(cluster::routes())
-            .merge(health::routes())
-            .fallback(unknown_path)
-            .with_state(shared.clone());
+        let router = routes().router.fallback(unknown_path).with_state(shared.clone());
         Edge { shared, router: TowerToHyperService::new(router) }
     }
 
@@ -154,13 +220,28 @@ impl Edge {
         let shared = &*self.shared;
         let verb = verb_of(request.method());
         let path = request.uri().path();
+        let about_writes = !matches!(verb, Verb::Get | Verb::Head);
+        if let Some(why) = shared.node.out_of_service().filter(|_| !is_always_open(path)) {
+            let mut reply = refuse_out_of_service(&why, about_writes);
+            shared.add_common_headers(reply.headers_mut());
+            shared.node.metrics().http.record(route_of(path), verb, reply.status().as_u16(), started.elapsed());
+            return reply;
+        }
         let (route, mut reply) = if path.starts_with(kv::PREFIX) {
-            (Route::Kv, kv::handle(shared, request, started).await)
+            let route = if long_poll::is_waiting(request.uri().query()) { Route::LongPoll } else { Route::Kv };
+            (route, kv::handle(shared, request, started).await)
         } else {
             let route = route_of(path);
             // Boxed, so that the room which every connection keeps for a request is that of the path above.
             (route, Box::pin(self.routed(request)).await)
         };
+        // What met the damage first.
+        if reply.status() == StatusCode::INTERNAL_SERVER_ERROR
+            && !about_writes
+            && let Some(why) = shared.node.out_of_service()
+        {
+            reply = refuse_out_of_service(&why, about_writes);
+        }
         shared.add_common_headers(reply.headers_mut());
         shared.node.metrics().http.record(route, verb, reply.status().as_u16(), started.elapsed());
         reply
@@ -225,6 +306,11 @@ impl Shared {
         Ok(ReadPoint::Stale { lag })
     }
 
+    /// Refuses a read of keys while a planned pause says so.
+    fn admit_read(&self) -> Result<(), Failure> {
+        self.node.admit_read().map_err(|error| Failure::node(&error, Asked::Read))
+    }
+
     fn add_common_headers(&self, map: &mut HeaderMap) {
         if let Some(timeline) = self.node.timeline() {
             let leader = self.node.leader_hint();
@@ -265,6 +351,20 @@ fn lag_value(lag: Option<Duration>) -> HeaderValue {
     }
 }
 
+/// What a member answers that is fenced or in quarantine: what it says of itself.
+fn is_always_open(path: &str) -> bool {
+    path.starts_with("/health/")
+        || ["/metrics", "/v1/status", "/v1/role", "/v1/events", "/v1/verify", "/v1/openapi.json"].contains(&path)
+        || ["/v1/dr", "/v1/dr/rejoin"].contains(&path)
+}
+
+fn refuse_out_of_service(why: &NodeError, write: bool) -> Reply {
+    let mut reply = Failure::node(why, if write { Asked::Write } else { Asked::Read }).into_reply();
+    // It is about to be opened anew.
+    reply.headers_mut().insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+    reply
+}
+
 fn verb_of(method: &Method) -> Verb {
     match *method {
         Method::GET => Verb::Get,
@@ -279,11 +379,25 @@ fn verb_of(method: &Method) -> Verb {
 fn route_of(path: &str) -> Route {
     match path {
         "/v1/keys" => Route::Keys,
+        "/v1/watch" => Route::Watch,
         "/v1/status" => Route::Status,
         "/v1/members" => Route::Members,
         "/v1/role" => Route::Role,
         "/v1/leader" => Route::Leader,
+        "/v1/txn" => Route::Txn,
+        "/v1/replication" => Route::Replication,
+        "/v1/dr" => Route::Dr,
+        "/v1/dr/switchover" => Route::Switchover,
+        "/v1/events" => Route::Events,
+        "/v1/maintenance" => Route::Maintenance,
+        "/v1/verify" => Route::Verify,
+        "/v1/snapshot" => Route::Snapshot,
+        "/v1/openapi.json" => Route::OpenApi,
+        _ if path.starts_with("/v1/dr/") => Route::Dr,
+        _ if path.starts_with("/v1/leases") => Route::Leases,
+        _ if path.starts_with("/v1/seq/") => Route::Sequences,
         "/metrics" => Route::Metrics,
+        _ if path.starts_with("/v1/members/") => Route::Members,
         _ if path.starts_with("/health/") => Route::Health,
         _ => Route::Unknown,
     }
@@ -317,4 +431,15 @@ fn json_reply(status: StatusCode, body: &impl Serialize) -> Reply {
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, headers::JSON);
     reply
+}
+
+/// What the router sends: a reply that nobody may keep, or the failure.
+fn respond(result: Result<Reply, Failure>) -> Response<axum::body::Body> {
+    match result {
+        Ok(mut reply) => {
+            reply.headers_mut().insert(CACHE_CONTROL, headers::NO_CACHE);
+            reply.map(EdgeBody::into_axum)
+        }
+        Err(failure) => failure.into_response(),
+    }
 }

@@ -13,14 +13,12 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AF
 use hyper::{Response, StatusCode};
 
 use super::body::{BodyError, EdgeBody};
-use super::headers::{self, etag_of};
+use super::headers::{self, REPLAYED, etag_of};
 use crate::api::{Problem, ProblemCode, Retry, WriteOutcome};
-use crate::model::{KeyMeta, Revision, TimelineId};
-use crate::node::NodeError;
+use crate::model::sequence::MAX_SEQUENCE_NUMBER;
+use crate::model::{KeyMeta, Revision, SequenceRefusal, TimelineId};
+use crate::node::{NodeError, WatchError};
 use crate::store::ReadError;
-
-/// How long a client should wait before it tries again, in whole seconds as the header wants them.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// What was asked for, as far as it matters to what a failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,31 +38,73 @@ pub struct Failure(Box<Inner>);
 #[derive(Debug)]
 struct Inner {
     problem: Problem,
-    retry_after: bool,
+    retry_after_seconds: Option<u32>,
     etag: Option<Revision>,
+    /// What is refused was refused before, under the same idempotency key.
+    replayed: bool,
     allow: Option<&'static str>,
     close: bool,
 }
 
-/// The status of a code, whether its request may be repeated, and whether the reply says when.
-fn answer(code: ProblemCode) -> (StatusCode, Retry, bool) {
+/// What clears by itself in a moment: an election, a queue.
+const SOON: Option<u32> = Some(1);
+/// Room on a disk: somebody or compaction has to make it.
+const WITH_ROOM: Option<u32> = Some(10);
+/// A client comes back at least so often during a planned pause, which may be ended early.
+const PAUSE_MAX_SECONDS: u32 = 300;
+/// Room for outcomes: the oldest go one by one, 24 hours after they came.
+const WITH_OUTCOMES: Option<u32> = Some(60);
+
+/// When to come back during a planned pause that lasts so much longer.
+fn pause_seconds(remaining_ms: u64) -> u32 {
+    u32::try_from(remaining_ms.div_ceil(1000)).unwrap_or(u32::MAX).clamp(1, PAUSE_MAX_SECONDS)
+}
+
+/// The status of a code, whether its request may be repeated, and after how many seconds where the reply says so.
+pub(super) fn answer(code: ProblemCode) -> (StatusCode, Retry, Option<u32>) {
     use ProblemCode as Code;
     match code {
-        Code::BadKey | Code::BadParameter | Code::BadHeader | Code::BadBody | Code::Refused => {
-            (StatusCode::BAD_REQUEST, Retry::Never, false)
+        Code::BadKey
+        | Code::BadParameter
+        | Code::BadHeader
+        | Code::BadBody
+        | Code::Refused
+        | Code::FutureRevision
+        | Code::WrittenTwice => (StatusCode::BAD_REQUEST, Retry::Never, None),
+        Code::NotFound
+        | Code::UnknownPath
+        | Code::UnknownMember
+        | Code::UnknownSite
+        | Code::UnknownLease
+        | Code::UnknownFile
+        | Code::UnknownSequence => (StatusCode::NOT_FOUND, Retry::Never, None),
+        Code::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Retry::Never, None),
+        Code::SlowRequest => (StatusCode::REQUEST_TIMEOUT, Retry::Safe, None),
+        Code::VerifyRunning => (StatusCode::CONFLICT, Retry::Safe, SOON),
+        Code::NotAVoter
+        | Code::LeaseExists
+        | Code::MemberExists
+        | Code::QuorumAtRisk
+        | Code::SwitchoverRefused
+        | Code::SequenceStep
+        | Code::PrimaryAnswers
+        | Code::StandbyIncomplete
+        | Code::NotFenced
+        | Code::DrillRefused
+        | Code::SequenceExhausted => (StatusCode::CONFLICT, Retry::Never, None),
+        Code::NotAtTip => (StatusCode::CONFLICT, Retry::Safe, SOON),
+        Code::Compacted | Code::Diverged => (StatusCode::GONE, Retry::Never, None),
+        Code::ConditionFailed => (StatusCode::PRECONDITION_FAILED, Retry::Never, None),
+        Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Retry::Never, None),
+        Code::WrongTimeline => (StatusCode::MISDIRECTED_REQUEST, Retry::Never, None),
+        // The same request is right at another member.
+        Code::Fenced => (StatusCode::MISDIRECTED_REQUEST, Retry::Safe, None),
+        Code::IdempotencyMismatch => (StatusCode::UNPROCESSABLE_ENTITY, Retry::Never, None),
+        Code::QueueFull | Code::TooManyReads | Code::TooManyWatchers => {
+            (StatusCode::TOO_MANY_REQUESTS, Retry::Safe, SOON)
         }
-        Code::FutureRevision => (StatusCode::BAD_REQUEST, Retry::Never, false),
-        Code::NotFound | Code::UnknownPath | Code::UnknownMember => (StatusCode::NOT_FOUND, Retry::Never, false),
-        Code::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Retry::Never, false),
-        Code::SlowRequest => (StatusCode::REQUEST_TIMEOUT, Retry::Safe, false),
-        Code::NotAVoter => (StatusCode::CONFLICT, Retry::Never, false),
-        Code::NotAtTip => (StatusCode::CONFLICT, Retry::Safe, true),
-        Code::Compacted => (StatusCode::GONE, Retry::Never, false),
-        Code::ConditionFailed => (StatusCode::PRECONDITION_FAILED, Retry::Never, false),
-        Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Retry::Never, false),
-        Code::WrongTimeline => (StatusCode::MISDIRECTED_REQUEST, Retry::Never, false),
-        Code::QueueFull | Code::TooManyReads => (StatusCode::TOO_MANY_REQUESTS, Retry::Safe, true),
-        Code::StorageFailed => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Safe, false),
+        Code::OutcomesFull => (StatusCode::TOO_MANY_REQUESTS, Retry::Safe, WITH_OUTCOMES),
+        Code::StorageFailed => (StatusCode::INTERNAL_SERVER_ERROR, Retry::Safe, None),
         Code::NoLeader
         | Code::Stopping
         | Code::LeaderUnreachable
@@ -72,17 +112,28 @@ fn answer(code: ProblemCode) -> (StatusCode, Retry, bool) {
         | Code::NotHereYet
         | Code::TooStale
         | Code::TooManyConnections
-        | Code::NotJoined => (StatusCode::SERVICE_UNAVAILABLE, Retry::Safe, true),
-        Code::UnknownOutcome | Code::TransferTimedOut => (StatusCode::GATEWAY_TIMEOUT, Retry::Unknown, false),
+        | Code::FeatureNotActive
+        | Code::Quarantined
+        | Code::NotJoined => (StatusCode::SERVICE_UNAVAILABLE, Retry::Safe, SOON),
+        Code::UnknownOutcome | Code::TransferTimedOut => (StatusCode::GATEWAY_TIMEOUT, Retry::Unknown, None),
+        Code::Maintenance => (StatusCode::SERVICE_UNAVAILABLE, Retry::Safe, SOON),
+        Code::NoRoom => (StatusCode::INSUFFICIENT_STORAGE, Retry::Safe, WITH_ROOM),
     }
 }
 
 impl Failure {
     /// A failure of this kind, with what happened this time.
     pub fn new(code: ProblemCode, detail: impl Into<String>) -> Failure {
-        let (status, retry, retry_after) = answer(code);
+        let (status, retry, retry_after_seconds) = answer(code);
         let problem = Problem::new(code, status.as_u16(), retry, detail);
-        Failure(Box::new(Inner { problem, retry_after, etag: None, allow: None, close: false }))
+        Failure(Box::new(Inner {
+            problem,
+            retry_after_seconds,
+            etag: None,
+            replayed: false,
+            allow: None,
+            close: false,
+        }))
     }
 
     /// A malformed, unknown or repeated query parameter.
@@ -124,6 +175,12 @@ impl Failure {
         failure
     }
 
+    /// Says that this is the outcome of an earlier request.
+    pub fn replayed(mut self, replayed: bool) -> Failure {
+        self.0.replayed = replayed;
+        self
+    }
+
     /// A body that could not be read.
     pub fn body(error: BodyError) -> Failure {
         let detail = error.to_string();
@@ -138,13 +195,34 @@ impl Failure {
     pub fn node(error: &NodeError, asked: Asked) -> Failure {
         use ProblemCode as Code;
         let (code, reached_a_log) = match error {
-            NodeError::NoLeader { .. } => (Code::NoLeader, false),
+            NodeError::NoLeader { .. } | NodeError::Opening { .. } => (Code::NoLeader, false),
             NodeError::Stopping => (Code::Stopping, false),
             NodeError::LeaderUnreachable { .. } => (Code::LeaderUnreachable, false),
+            NodeError::NotProposed => (Code::NoLeader, false),
             NodeError::QueueFull => (Code::QueueFull, false),
             NodeError::NotJoined => (Code::NotJoined, false),
+            NodeError::Quarantined { .. } => (Code::Quarantined, false),
+            NodeError::VerifyRunning => (Code::VerifyRunning, false),
+            NodeError::Fenced { .. } => (Code::Fenced, false),
+            NodeError::PrimaryAnswers { .. } => (Code::PrimaryAnswers, false),
+            NodeError::StandbyIncomplete { .. } => (Code::StandbyIncomplete, false),
+            NodeError::NotFenced { .. } => (Code::NotFenced, false),
+            NodeError::DrillRefused { .. } => (Code::DrillRefused, false),
+            NodeError::DrillNoRoom { .. } => (Code::NoRoom, false),
             NodeError::Refused { .. } => (Code::Refused, false),
+            NodeError::NoRoom { .. } => (Code::NoRoom, false),
+            NodeError::FeatureNotActive { .. } => (Code::FeatureNotActive, false),
+            NodeError::OutcomesFull { .. } => (Code::OutcomesFull, false),
+            NodeError::Maintenance { .. } => (Code::Maintenance, false),
+            NodeError::UnknownLease { .. } => (Code::UnknownLease, false),
             NodeError::UnknownMember { .. } => (Code::UnknownMember, false),
+            NodeError::MemberExists { .. } => (Code::MemberExists, false),
+            NodeError::QuorumAtRisk { .. } => (Code::QuorumAtRisk, false),
+            NodeError::NotNow { .. } => (Code::NoQuorum, false),
+            NodeError::SwitchoverRefused { .. } => (Code::SwitchoverRefused, false),
+            NodeError::UnknownSite { .. } => (Code::UnknownSite, false),
+            // A member that was removed is about to end.
+            NodeError::Removed { .. } => (Code::Stopping, false),
             NodeError::NotAVoter { .. } => (Code::NotAVoter, false),
             NodeError::NotAtTip { .. } => (Code::NotAtTip, false),
             NodeError::TransferTimedOut { .. } => (Code::TransferTimedOut, true),
@@ -157,14 +235,36 @@ impl Failure {
             NodeError::Unknown { .. } => (Code::UnknownOutcome, true),
         };
         let mut failure = Failure::new(code, error.to_string());
+        if let NodeError::Maintenance { remaining_ms, .. } = error {
+            failure.0.retry_after_seconds = Some(pause_seconds(*remaining_ms));
+        }
+        if let NodeError::Fenced { primary, .. } = error {
+            failure.0.problem.primary.clone_from(primary);
+        }
         if asked != Asked::Read && reached_a_log {
             failure.0.problem.retry = Retry::Unknown;
         }
-        if asked == Asked::Write {
+        // That there is no such lease was decided by the log, like a failed condition: it has no outcome.
+        if asked == Asked::Write && !matches!(error, NodeError::UnknownLease { .. }) {
             let outcome = if reached_a_log { WriteOutcome::Unknown } else { WriteOutcome::NotApplied };
             failure.0.problem.outcome = Some(outcome);
         }
         failure
+    }
+
+    /// Why a sequence gave out nothing. The log decided it, so it has no outcome.
+    pub fn sequence(why: &SequenceRefusal) -> Failure {
+        match why {
+            SequenceRefusal::OtherStep { step } => {
+                let detail = format!("the sequence was created with the step {step}, which never changes");
+                Failure::new(ProblemCode::SequenceStep, detail).field("step")
+            }
+            SequenceRefusal::Exhausted { last } => {
+                let detail = format!("the last number is {last}, and none may be above {MAX_SEQUENCE_NUMBER}");
+                Failure::new(ProblemCode::SequenceExhausted, detail).field("count")
+            }
+            SequenceRefusal::BadCount => Failure::new(ProblemCode::Refused, "a count or a step out of bounds"),
+        }
     }
 
     /// What `store` could not read. On a stale read a revision may exist that has not come here yet.
@@ -182,10 +282,24 @@ impl Failure {
                 failure.0.problem.current = Some(*current);
                 failure
             }
+            ReadError::Diverged { fork, .. } => {
+                let mut failure = Failure::new(ProblemCode::Diverged, detail);
+                failure.0.problem.fork = Some(*fork);
+                failure
+            }
             ReadError::Store(_) => {
                 tracing::error!(error = %detail, "a read failed");
                 Failure::new(ProblemCode::StorageFailed, detail)
             }
+        }
+    }
+
+    /// What cannot be watched, or not now.
+    pub fn watch(error: &WatchError) -> Failure {
+        match error {
+            WatchError::TooMany { .. } => Failure::new(ProblemCode::TooManyWatchers, error.to_string()),
+            WatchError::Stopping => Failure::node(&NodeError::Stopping, Asked::Read),
+            WatchError::Read(error) => Failure::read(error, false),
         }
     }
 
@@ -228,9 +342,10 @@ impl Failure {
         let body = serde_json::to_string(&inner.problem).expect("a problem of strings and numbers always serialises");
         format!(
             "HTTP/1.1 {} Too Many Connections\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
-             Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
+             Retry-After: {}\r\nConnection: close\r\n\r\n{body}",
             inner.problem.status,
-            body.len()
+            body.len(),
+            inner.retry_after_seconds.unwrap_or_default()
         )
         .into_bytes()
     }
@@ -244,11 +359,14 @@ impl Failure {
             StatusCode::from_u16(inner.problem.status).expect("a problem is made of a status of the table above");
         let map = reply.headers_mut();
         map.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if inner.retry_after {
-            map.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        if let Some(seconds) = inner.retry_after_seconds {
+            map.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(revision) = inner.etag {
             map.insert(ETAG, etag_of(revision));
+        }
+        if inner.replayed {
+            map.insert(REPLAYED, HeaderValue::from_static("true"));
         }
         if let Some(allow) = inner.allow {
             map.insert(ALLOW, HeaderValue::from_static(allow));
@@ -272,7 +390,13 @@ mod tests {
 
     fn shape(failure: &Failure) -> (u16, ProblemCode, Retry, Option<WriteOutcome>, bool) {
         let problem = failure.problem();
-        (problem.status, problem.code().unwrap(), problem.retry, problem.outcome, failure.0.retry_after)
+        (
+            problem.status,
+            problem.code().unwrap(),
+            problem.retry,
+            problem.outcome,
+            failure.0.retry_after_seconds.is_some(),
+        )
     }
 
     #[test]
@@ -310,6 +434,11 @@ mod tests {
                 (503, Code::NoQuorum, Safe, None, true),
             ),
             (
+                NodeError::NotProposed,
+                (503, Code::NoLeader, Safe, not_applied, true),
+                (503, Code::NoLeader, Safe, None, true),
+            ),
+            (
                 NodeError::QueueFull,
                 (429, Code::QueueFull, Safe, not_applied, true),
                 (429, Code::QueueFull, Safe, None, true),
@@ -330,9 +459,44 @@ mod tests {
                 (409, Code::NotAVoter, Never, None, false),
             ),
             (
+                NodeError::MemberExists { name: text() },
+                (409, Code::MemberExists, Never, not_applied, false),
+                (409, Code::MemberExists, Never, None, false),
+            ),
+            (
+                NodeError::QuorumAtRisk { detail: text() },
+                (409, Code::QuorumAtRisk, Never, not_applied, false),
+                (409, Code::QuorumAtRisk, Never, None, false),
+            ),
+            (
+                NodeError::SwitchoverRefused { detail: text() },
+                (409, Code::SwitchoverRefused, Never, not_applied, false),
+                (409, Code::SwitchoverRefused, Never, None, false),
+            ),
+            (
+                NodeError::UnknownSite { site: text(), known: text() },
+                (404, Code::UnknownSite, Never, not_applied, false),
+                (404, Code::UnknownSite, Never, None, false),
+            ),
+            (
+                NodeError::NotNow { detail: text() },
+                (503, Code::NoQuorum, Safe, not_applied, true),
+                (503, Code::NoQuorum, Safe, None, true),
+            ),
+            (
+                NodeError::Removed { detail: text() },
+                (503, Code::Stopping, Safe, not_applied, true),
+                (503, Code::Stopping, Safe, None, true),
+            ),
+            (
                 NodeError::NotAtTip { name: text(), detail: text() },
                 (409, Code::NotAtTip, Safe, not_applied, true),
                 (409, Code::NotAtTip, Safe, None, true),
+            ),
+            (
+                NodeError::Opening { detail: text() },
+                (503, Code::NoLeader, Safe, not_applied, true),
+                (503, Code::NoLeader, Safe, None, true),
             ),
             (
                 NodeError::TransferTimedOut { name: text() },
@@ -343,6 +507,11 @@ mod tests {
                 NodeError::NotJoined,
                 (503, Code::NotJoined, Safe, not_applied, true),
                 (503, Code::NotJoined, Safe, None, true),
+            ),
+            (
+                NodeError::Maintenance { message: text(), until_ms: 1, remaining_ms: 1500 },
+                (503, Code::Maintenance, Safe, not_applied, true),
+                (503, Code::Maintenance, Safe, None, true),
             ),
             (
                 NodeError::Refused { detail: text() },
@@ -376,12 +545,30 @@ mod tests {
         for code in ProblemCode::ALL {
             let (status, retry, retry_after) = answer(*code);
             assert!(status.is_client_error() || status.is_server_error(), "{code}");
-            assert!(!retry_after || retry == Retry::Safe, "{code} says when to repeat what must not be repeated");
+            assert!(
+                retry_after.is_none() || retry == Retry::Safe,
+                "{code} says when to repeat what must not be repeated"
+            );
             let reply = Failure::new(*code, "why").into_reply();
             assert_eq!(reply.status(), status, "{code}");
             assert_eq!(reply.headers()[CONTENT_TYPE], "application/problem+json");
-            assert_eq!(reply.headers().contains_key(RETRY_AFTER), retry_after, "{code}");
+            let told = reply.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap().parse().unwrap());
+            assert_eq!(told, retry_after, "{code}");
         }
+    }
+
+    #[test]
+    fn what_takes_longer_to_clear_says_so() {
+        let after = |code| Failure::new(code, "why").into_reply().headers()[RETRY_AFTER].clone();
+        assert_eq!(after(ProblemCode::NoLeader), "1");
+        assert_eq!(after(ProblemCode::NoRoom), "10");
+        assert_eq!(after(ProblemCode::OutcomesFull), "60");
+        for (remaining_ms, seconds) in [(0, "1"), (1, "1"), (1001, "2"), (29_000, "29"), (u64::MAX, "300")] {
+            let error = NodeError::Maintenance { message: "m".into(), until_ms: 1, remaining_ms };
+            assert_eq!(Failure::node(&error, Asked::Write).into_reply().headers()[RETRY_AFTER], seconds);
+        }
+        let refused = String::from_utf8(Failure::one_connection_too_many()).unwrap();
+        assert!(refused.contains("\r\nRetry-After: 1\r\n"), "{refused}");
     }
 
     #[test]

@@ -78,6 +78,16 @@ impl Default for ServerOptions {
     }
 }
 
+/// Marks a reply whose body has no end of its own: it may be quiet for so long, and a stop does not wait for its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Endless {
+    /// Nothing may be sent for so long although all is well.
+    pub quiet: Duration,
+}
+
+/// A connection with such a reply has so long to take its end when the member stops.
+const ENDLESS_DRAIN: Duration = Duration::from_secs(1);
+
 /// Tells a listener to stop: first that it will, then that it shall. Cloning gives another handle.
 #[derive(Debug, Clone, Default)]
 pub struct StopSignal {
@@ -89,6 +99,11 @@ impl StopSignal {
     /// From now on every reply ends its connection.
     pub fn announce(&self) {
         self.announced.cancel();
+    }
+
+    /// Returns once the stop was announced.
+    pub async fn announced(&self) {
+        self.announced.cancelled().await;
     }
 
     /// From now on nothing new is accepted.
@@ -212,6 +227,9 @@ where
         let (reply, counted, announced) = (service.call(request), counted.clone(), announced.clone());
         async move {
             let mut reply = reply.await;
+            if let Some(endless) = reply.as_ref().ok().and_then(|reply| reply.extensions().get::<Endless>()) {
+                counted.may_be_quiet(endless.quiet);
+            }
             counted.request_ends();
             if announced.is_cancelled()
                 && let Ok(reply) = &mut reply
@@ -233,6 +251,7 @@ where
     let mut http = pin!(http);
     let mut stopped = pin!(stop.stopped.cancelled());
     let mut stopping = false;
+    let sent = activity.clone();
     let mut watch = Watch::new(activity, options.header_timeout, options.idle_timeout, Instant::now().into_std());
     let mut tick = pin!(sleep(watch.interval()));
     loop {
@@ -247,8 +266,15 @@ where
             () = &mut stopped, if !stopping => {
                 stopping = true;
                 http.as_mut().graceful_shutdown();
+                if sent.is_endless() {
+                    rearm(tick.as_mut(), ENDLESS_DRAIN);
+                }
             }
             () = tick.as_mut() => {
+                if stopping && sent.is_endless() {
+                    tracing::debug!("a stream was cut because its reader did not take the end");
+                    return;
+                }
                 if watch.is_overdue(Instant::now().into_std()) {
                     tracing::debug!("an idle or slow connection was closed");
                     return;

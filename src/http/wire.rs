@@ -111,13 +111,42 @@ impl Wire {
         patiently(self.0.read_u8()).await.is_err()
     }
 
+    /// The head of a reply whose body is read by [`Wire::chunk`]; any other reply whole.
+    pub async fn stream(&mut self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut head = format!("GET {path} HTTP/1.1\r\nHost: test\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        self.send(head + "\r\n").await;
+        let (status, headers) = patiently(self.read_head()).await.expect("a whole head");
+        if headers.contains_key("content-length") {
+            let mut body = vec![0; headers["content-length"].parse().unwrap()];
+            patiently(self.0.read_exact(&mut body)).await.unwrap();
+            return Answer { status, headers, body };
+        }
+        Answer { status, headers, body: Vec::new() }
+    }
+
+    /// The next chunk of a body; none at its end, or when it was cut.
+    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+        patiently(self.read_chunk()).await
+    }
+
+    async fn read_chunk(&mut self) -> Option<Vec<u8>> {
+        let size = usize::from_str_radix(&self.line().await?, 16).unwrap();
+        let mut chunk = vec![0; size + 2];
+        self.0.read_exact(&mut chunk).await.ok()?;
+        chunk.truncate(size);
+        (size > 0).then_some(chunk)
+    }
+
     async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.0.read_line(&mut line).await.ok()?;
         (read > 0).then(|| line.trim_end().to_owned())
     }
 
-    async fn read_answer(&mut self, head_only: bool) -> Option<Answer> {
+    async fn read_head(&mut self) -> Option<(u16, HashMap<String, String>)> {
         let status_line = self.line().await?;
         let status: u16 =
             status_line.split(' ').nth(1).unwrap_or_else(|| panic!("no reply: {status_line:?}")).parse().unwrap();
@@ -132,6 +161,11 @@ impl Wire {
             let earlier = headers.insert(name.to_lowercase(), value.trim().to_owned());
             assert_eq!(earlier, None, "{name} is sent twice");
         }
+        Some((status, headers))
+    }
+
+    async fn read_answer(&mut self, head_only: bool) -> Option<Answer> {
+        let (status, headers) = self.read_head().await?;
         let bodiless = head_only || status == 304 || status == 204 || status < 200;
         let mut body = Vec::new();
         if bodiless {

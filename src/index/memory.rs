@@ -80,6 +80,15 @@ impl Index for MemoryTree {
         Ok(())
     }
 
+    fn remove(&self, keys: &[&[u8]], meta: &IndexMeta) -> Result<(), IndexError> {
+        let mut content = self.content.write();
+        for key in keys {
+            content.entries.remove(*key);
+        }
+        content.meta = Some(*meta);
+        Ok(())
+    }
+
     fn settle(&self) -> Result<(), IndexError> {
         Ok(())
     }

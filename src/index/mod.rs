@@ -3,7 +3,7 @@
 //! Place in the path of a write: `store` keeps every change whose frame is not sealed in memory, and hands sealed
 //! changes to the index in sorted batches, in the background. Reads look in the store's memory first, then here.
 //!
-//! An index key is the byte of the key space followed by the key; tombstones stay. Beside the entries lies one record,
+//! An index key is the byte of the key space followed by the key; tombstones stay until both floors have passed them. Beside the entries lies one record,
 //! [`IndexMeta`], that is written in one step with each batch: up to which position the history is in here, the chain
 //! hash there, how many entries there are, and a digest of all of them.
 //!
@@ -105,6 +105,11 @@ impl IndexEntry {
         };
         reader.finish("index entry")?;
         Ok(IndexEntry { mod_revision, live })
+    }
+
+    /// Whether it says that the key was deleted, at this revision or before.
+    pub fn is_tombstone_at_or_below(&self, revision: Revision) -> bool {
+        self.live.is_none() && self.mod_revision <= revision
     }
 
     /// The entry's part of the digest.
@@ -211,6 +216,8 @@ pub trait Index: Send + Sync + 'static {
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<(IndexKey, IndexEntry)>, IndexError>;
     /// Writes sorted entries and the record in one step.
     fn write(&self, batch: &[(&[u8], IndexEntry)], meta: &IndexMeta) -> Result<(), IndexError>;
+    /// Removes entries and writes the record, in one step.
+    fn remove(&self, keys: &[&[u8]], meta: &IndexMeta) -> Result<(), IndexError>;
     /// Hands what was written to the operating system, so that a process that ends now loses nothing of it.
     fn settle(&self) -> Result<(), IndexError>;
     /// The record; none in a new index.

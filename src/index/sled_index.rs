@@ -95,6 +95,15 @@ impl Index for SledIndex {
         guarded(|| self.db.apply_batch(writes))
     }
 
+    fn remove(&self, keys: &[&[u8]], meta: &IndexMeta) -> Result<(), IndexError> {
+        let mut writes = sled::Batch::default();
+        for key in keys {
+            writes.remove(*key);
+        }
+        writes.insert(META_KEY, meta.encode());
+        guarded(|| self.db.apply_batch(writes))
+    }
+
     fn settle(&self) -> Result<(), IndexError> {
         guarded(|| self.db.flush()).map(|_| ())
     }

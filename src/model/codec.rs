@@ -108,6 +108,20 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Reads a counted list. Every item takes at least one byte, so a count beyond the bytes that are left is refused
+/// before anything is allocated for it.
+pub fn read_list<T>(
+    reader: &mut Reader,
+    what: &'static str,
+    mut item: impl FnMut(&mut Reader) -> Result<T, DecodeError>,
+) -> Result<Vec<T>, DecodeError> {
+    let count = reader.varint(what)?;
+    if count > reader.remaining() as u64 {
+        return Err(DecodeError { what });
+    }
+    (0..count).map(|_| item(reader)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

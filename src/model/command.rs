@@ -6,18 +6,28 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::codec::{DecodeError, Reader, put_bytes, put_varint};
-use super::{ClusterId, KeySpace, Revision, TimelineId};
+use super::codec::{DecodeError, Reader, put_bytes, put_varint, read_list};
+use super::request::RequestCommand;
+use super::sequence::{SequenceNumbers, SequenceRefusal};
+use super::txn::TxnOutcome;
+use super::{BeginTimeline, ClusterId, KeySpace, Revision, TimelineId};
 
 const VERSION: u8 = 1;
 const KIND_WRITE: u8 = 1;
 const KIND_FOUND: u8 = 2;
+const KIND_REQUEST: u8 = 3;
+const KIND_TIMELINE: u8 = 4;
+
+/// The feature level that [`Command::Begin`] needs.
+const TIMELINES: u64 = 3;
 
 /// What one log entry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// A client's transaction: if all guards hold, do all operations at one revision; else do nothing.
     Write(WriteCommand),
+    /// Everything that came with feature level 1 and later: transactions, leases, requests that are remembered, sequences.
+    Request(RequestCommand),
     /// The first command of a cluster: it names the cluster and its first timeline.
     Found {
         /// The leader's time in milliseconds since 1970.
@@ -27,6 +37,8 @@ pub enum Command {
         /// The identity of timeline 1.
         timeline: TimelineId,
     },
+    /// Another timeline begins here.
+    Begin(BeginTimeline),
 }
 
 /// A client's transaction.
@@ -130,10 +142,59 @@ pub enum Outcome {
         /// The guarded key as it is; none when it does not exist.
         current: Option<KeyMeta>,
     },
-    /// The transaction would delete more keys than one frame may hold; nothing was done.
+    /// A transaction with branches was executed.
+    Txn {
+        /// The store's revision afterwards; a new one if it wrote anything.
+        revision: Revision,
+        /// What its operations did.
+        outcome: TxnOutcome,
+    },
+    /// A write or a transaction named a lease that does not exist; nothing was done.
+    NoLease {
+        /// The store's revision.
+        revision: Revision,
+        /// The lease.
+        lease: u64,
+    },
+    /// A lease with this id exists already; nothing was done.
+    LeaseExists {
+        /// The store's revision.
+        revision: Revision,
+        /// The lease.
+        lease: u64,
+    },
+    /// A transaction would have written this key twice; nothing was done.
+    WrittenTwice {
+        /// The store's revision.
+        revision: Revision,
+        /// The key.
+        key: Bytes,
+    },
+    /// The idempotency key was used for another request; nothing was done.
+    OtherRequest {
+        /// The store's revision.
+        revision: Revision,
+    },
+    /// The request was executed before: this came of it then.
+    Replayed(Box<Outcome>),
+    /// The transaction would delete more keys, or read more values, than one entry may; nothing was done.
     TooLarge {
         /// The store's revision, unchanged.
         revision: Revision,
+    },
+    /// A sequence gave out numbers.
+    Sequence {
+        /// The store's revision afterwards.
+        revision: Revision,
+        /// Which.
+        numbers: SequenceNumbers,
+    },
+    /// A sequence gave out nothing.
+    SequenceRefused {
+        /// The store's revision, unchanged.
+        revision: Revision,
+        /// Why.
+        why: SequenceRefusal,
     },
 }
 
@@ -169,6 +230,18 @@ pub struct KeyMeta {
     pub lease: u64,
 }
 
+impl From<WriteCommand> for Command {
+    fn from(write: WriteCommand) -> Command {
+        Command::Write(write)
+    }
+}
+
+impl From<RequestCommand> for Command {
+    fn from(request: RequestCommand) -> Command {
+        Command::Request(request)
+    }
+}
+
 impl Command {
     /// The bytes that the wal keeps.
     pub fn encode(&self) -> Bytes {
@@ -177,13 +250,24 @@ impl Command {
         match self {
             Command::Write(write) => {
                 out.push(KIND_WRITE);
+                out.extend_from_slice(&write.time_ms.to_le_bytes());
                 write.encode(&mut out);
+            }
+            Command::Request(request) => {
+                out.push(KIND_REQUEST);
+                out.extend_from_slice(&request.time_ms.to_le_bytes());
+                request.encode(&mut out);
             }
             Command::Found { time_ms, cluster, timeline } => {
                 out.push(KIND_FOUND);
                 out.extend_from_slice(&time_ms.to_le_bytes());
                 out.extend_from_slice(&cluster.0);
                 out.extend_from_slice(&timeline.0);
+            }
+            Command::Begin(begin) => {
+                out.push(KIND_TIMELINE);
+                out.extend_from_slice(&begin.time_ms.to_le_bytes());
+                begin.encode(&mut out);
             }
         }
         out.into()
@@ -196,12 +280,17 @@ impl Command {
             return Err(DecodeError { what: "command: unknown version" });
         }
         let command = match reader.u8("command kind")? {
-            KIND_WRITE => Command::Write(WriteCommand::decode(&mut reader)?),
+            KIND_WRITE => {
+                let time_ms = reader.u64("time")?;
+                Command::Write(WriteCommand { time_ms, ..WriteCommand::decode(&mut reader)? })
+            }
+            KIND_REQUEST => Command::Request(RequestCommand::decode(&mut reader)?),
             KIND_FOUND => Command::Found {
                 time_ms: reader.u64("time")?,
                 cluster: read_id(&mut reader)?,
                 timeline: read_id(&mut reader)?,
             },
+            KIND_TIMELINE => Command::Begin(BeginTimeline::decode(&mut reader)?),
             _ => return Err(DecodeError { what: "command: unknown kind" }),
         };
         reader.finish("command: bytes after its end")?;
@@ -209,7 +298,26 @@ impl Command {
     }
 }
 
-/// Puts the leader's time into an encoded command; both kinds have it at the same place. Copies the bytes only when they
+/// Whether an encoded command is a request, by its first bytes.
+pub(super) fn is_request(head: &[u8]) -> bool {
+    head.starts_with(&[VERSION, KIND_REQUEST])
+}
+
+/// The feature level that an encoded command needs. What cannot be read needs none; apply says what is wrong with it.
+pub fn feature_level_of(command: &[u8]) -> u64 {
+    if command.starts_with(&[VERSION, KIND_TIMELINE]) {
+        return TIMELINES;
+    }
+    if !is_request(command) {
+        return 0;
+    }
+    match Command::decode(&Bytes::copy_from_slice(command)) {
+        Ok(Command::Request(request)) => request.request.feature_level(),
+        Ok(Command::Write(_) | Command::Found { .. } | Command::Begin(_)) | Err(_) => 0,
+    }
+}
+
+/// Puts the leader's time into an encoded command; all kinds have it at the same place. Copies the bytes only when they
 /// are shared.
 pub fn set_time(command: Bytes, time_ms: u64) -> Bytes {
     const AT: std::ops::Range<usize> = 2..10;
@@ -220,7 +328,7 @@ pub fn set_time(command: Bytes, time_ms: u64) -> Bytes {
     bytes.freeze()
 }
 
-fn read_id(reader: &mut Reader) -> Result<super::timeline::RandomId, DecodeError> {
+pub(super) fn read_id(reader: &mut Reader) -> Result<super::timeline::RandomId, DecodeError> {
     let mut id = [0; 16];
     id.copy_from_slice(&reader.take(16, "identity")?);
     Ok(super::timeline::RandomId(id))
@@ -236,10 +344,10 @@ const OP_DELETE: u8 = 1;
 const OP_DELETE_RANGE: u8 = 2;
 
 impl WriteCommand {
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// All but the time.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let payload: usize = self.ops.iter().map(WriteOp::size).sum();
         out.reserve(payload + 32 * self.guards.len());
-        out.extend_from_slice(&self.time_ms.to_le_bytes());
         put_varint(out, self.guards.len() as u64);
         for guard in &self.guards {
             put_bytes(out, &guard.key);
@@ -274,8 +382,8 @@ impl WriteCommand {
         }
     }
 
-    fn decode(reader: &mut Reader) -> Result<WriteCommand, DecodeError> {
-        let time_ms = reader.u64("time")?;
+    /// All but the time.
+    pub(super) fn decode(reader: &mut Reader) -> Result<WriteCommand, DecodeError> {
         let guards = read_list(reader, "guards", |reader| {
             let key = reader.bytes("guard key")?;
             let condition = match reader.u8("condition")? {
@@ -313,7 +421,7 @@ impl WriteCommand {
                 _ => Err(DecodeError { what: "operation: unknown kind" }),
             }
         })?;
-        Ok(WriteCommand { time_ms, guards, ops })
+        Ok(WriteCommand { time_ms: 0, guards, ops })
     }
 }
 
@@ -336,24 +444,18 @@ fn put_revisions(out: &mut Vec<u8>, kind: u8, list: &[Revision]) {
     }
 }
 
-/// Reads a counted list. Every item takes at least one byte, so a count beyond the bytes that are left is refused
-/// before anything is allocated for it.
-fn read_list<T>(
-    reader: &mut Reader,
-    what: &'static str,
-    mut item: impl FnMut(&mut Reader) -> Result<T, DecodeError>,
-) -> Result<Vec<T>, DecodeError> {
-    let count = reader.varint(what)?;
-    if count > reader.remaining() as u64 {
-        return Err(DecodeError { what });
-    }
-    (0..count).map(|_| item(reader)).collect()
-}
-
 const OUTCOME_NONE: u8 = 0;
 const OUTCOME_WRITTEN: u8 = 1;
 const OUTCOME_REFUSED: u8 = 2;
 const OUTCOME_TOO_LARGE: u8 = 3;
+const OUTCOME_TXN: u8 = 4;
+const OUTCOME_NO_LEASE: u8 = 5;
+const OUTCOME_LEASE_EXISTS: u8 = 6;
+const OUTCOME_WRITTEN_TWICE: u8 = 7;
+const OUTCOME_OTHER_REQUEST: u8 = 8;
+const OUTCOME_REPLAYED: u8 = 9;
+const OUTCOME_SEQUENCE: u8 = 10;
+const OUTCOME_SEQUENCE_REFUSED: u8 = 11;
 
 const RESULT_PUT: u8 = 0;
 const RESULT_DELETED: u8 = 1;
@@ -382,9 +484,47 @@ impl Outcome {
                     }
                 }
             }
+            Outcome::Txn { revision, outcome } => {
+                out.push(OUTCOME_TXN);
+                put_varint(out, *revision);
+                outcome.encode(out);
+            }
+            Outcome::NoLease { revision, lease } => {
+                out.push(OUTCOME_NO_LEASE);
+                put_varint(out, *revision);
+                put_varint(out, *lease);
+            }
+            Outcome::LeaseExists { revision, lease } => {
+                out.push(OUTCOME_LEASE_EXISTS);
+                put_varint(out, *revision);
+                put_varint(out, *lease);
+            }
+            Outcome::WrittenTwice { revision, key } => {
+                out.push(OUTCOME_WRITTEN_TWICE);
+                put_varint(out, *revision);
+                put_bytes(out, key);
+            }
+            Outcome::OtherRequest { revision } => {
+                out.push(OUTCOME_OTHER_REQUEST);
+                put_varint(out, *revision);
+            }
+            Outcome::Replayed(first) => {
+                out.push(OUTCOME_REPLAYED);
+                first.encode_into(out);
+            }
             Outcome::TooLarge { revision } => {
                 out.push(OUTCOME_TOO_LARGE);
                 put_varint(out, *revision);
+            }
+            Outcome::Sequence { revision, numbers } => {
+                out.push(OUTCOME_SEQUENCE);
+                put_varint(out, *revision);
+                numbers.encode(out);
+            }
+            Outcome::SequenceRefused { revision, why } => {
+                out.push(OUTCOME_SEQUENCE_REFUSED);
+                put_varint(out, *revision);
+                why.encode(out);
             }
             Outcome::Refused { revision, guard, current } => {
                 out.push(OUTCOME_REFUSED);
@@ -395,6 +535,24 @@ impl Outcome {
                     meta.encode_into(out);
                 }
             }
+        }
+    }
+
+    /// The store's revision after it; none for an entry that has no answer.
+    pub fn revision(&self) -> Option<Revision> {
+        match self {
+            Outcome::None => None,
+            Outcome::Written { revision, .. }
+            | Outcome::Refused { revision, .. }
+            | Outcome::Txn { revision, .. }
+            | Outcome::NoLease { revision, .. }
+            | Outcome::LeaseExists { revision, .. }
+            | Outcome::WrittenTwice { revision, .. }
+            | Outcome::OtherRequest { revision }
+            | Outcome::Sequence { revision, .. }
+            | Outcome::SequenceRefused { revision, .. }
+            | Outcome::TooLarge { revision } => Some(*revision),
+            Outcome::Replayed(first) => first.revision(),
         }
     }
 
@@ -425,20 +583,49 @@ impl Outcome {
                 };
                 Ok(Outcome::Refused { revision, guard, current })
             }
+            OUTCOME_TXN => {
+                let revision = reader.varint("revision")?;
+                Ok(Outcome::Txn { revision, outcome: TxnOutcome::decode(reader, 1)? })
+            }
+            OUTCOME_NO_LEASE => {
+                let revision = reader.varint("revision")?;
+                Ok(Outcome::NoLease { revision, lease: reader.varint("lease")? })
+            }
+            OUTCOME_LEASE_EXISTS => {
+                let revision = reader.varint("revision")?;
+                Ok(Outcome::LeaseExists { revision, lease: reader.varint("lease")? })
+            }
+            OUTCOME_WRITTEN_TWICE => {
+                let revision = reader.varint("revision")?;
+                Ok(Outcome::WrittenTwice { revision, key: reader.bytes("key")? })
+            }
+            OUTCOME_OTHER_REQUEST => Ok(Outcome::OtherRequest { revision: reader.varint("revision")? }),
+            OUTCOME_REPLAYED => match Outcome::decode(reader)? {
+                Outcome::Replayed(_) => Err(DecodeError { what: "outcome: replayed twice" }),
+                first => Ok(Outcome::Replayed(Box::new(first))),
+            },
             OUTCOME_TOO_LARGE => Ok(Outcome::TooLarge { revision: reader.varint("revision")? }),
+            OUTCOME_SEQUENCE => {
+                let revision = reader.varint("revision")?;
+                Ok(Outcome::Sequence { revision, numbers: SequenceNumbers::decode(reader)? })
+            }
+            OUTCOME_SEQUENCE_REFUSED => {
+                let revision = reader.varint("revision")?;
+                Ok(Outcome::SequenceRefused { revision, why: SequenceRefusal::decode(reader)? })
+            }
             _ => Err(DecodeError { what: "outcome: unknown kind" }),
         }
     }
 }
 
 impl KeyMeta {
-    fn encode_into(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode_into(&self, out: &mut Vec<u8>) {
         for part in [self.create_revision, self.mod_revision, self.version, self.lease] {
             put_varint(out, part);
         }
     }
 
-    fn decode(reader: &mut Reader) -> Result<KeyMeta, DecodeError> {
+    pub(super) fn decode(reader: &mut Reader) -> Result<KeyMeta, DecodeError> {
         Ok(KeyMeta {
             create_revision: reader.varint("create revision")?,
             mod_revision: reader.varint("mod revision")?,
@@ -449,96 +636,4 @@ impl KeyMeta {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::new_random_id;
-
-    fn samples() -> Vec<Command> {
-        let key = |s: &'static str| Bytes::from_static(s.as_bytes());
-        vec![
-            Command::Found { time_ms: 7, cluster: new_random_id(), timeline: new_random_id() },
-            Command::Write(WriteCommand::default()),
-            Command::Write(WriteCommand {
-                time_ms: u64::MAX,
-                guards: vec![
-                    Guard { key: key("a"), condition: Condition::Absent },
-                    Guard { key: key("b"), condition: Condition::Exists },
-                    Guard { key: key("c"), condition: Condition::ModRevisionIn(vec![1, 1 << 50]) },
-                    Guard { key: key(""), condition: Condition::ModRevisionNotIn(vec![]) },
-                ],
-                ops: vec![
-                    WriteOp::Put { space: KeySpace::User, key: key("k"), value: vec![0; 300].into(), lease: 9 },
-                    WriteOp::Delete { space: KeySpace::System, key: key("k") },
-                    WriteOp::DeleteRange { space: KeySpace::User, start: key("a"), end: Some(key("b")) },
-                    WriteOp::DeleteRange { space: KeySpace::User, start: key(""), end: None },
-                ],
-            }),
-        ]
-    }
-
-    #[test]
-    fn commands_come_back() {
-        for command in samples() {
-            assert_eq!(Command::decode(&command.encode()), Ok(command));
-        }
-    }
-
-    #[test]
-    fn no_truncation_decodes_and_no_flip_panics() {
-        for command in samples() {
-            let bytes = command.encode();
-            for end in 0..bytes.len() {
-                assert!(Command::decode(&bytes.slice(..end)).is_err(), "cut at {end} of {command:?}");
-            }
-            for at in 0..bytes.len() {
-                let mut flipped = bytes.to_vec();
-                flipped[at] ^= 0x81;
-                let _may_be_anything_but_a_panic = Command::decode(&flipped.into());
-            }
-        }
-    }
-
-    #[test]
-    fn outcomes_come_back_and_no_truncation_decodes() {
-        let meta = KeyMeta { create_revision: 1, mod_revision: 1 << 41, version: 3, lease: 0 };
-        let outcomes = [
-            Outcome::None,
-            Outcome::Written { revision: 9, results: vec![] },
-            Outcome::Written {
-                revision: 9,
-                results: vec![
-                    OpResult::Put { meta, previous: None },
-                    OpResult::Put { meta, previous: Some(8) },
-                    OpResult::Deleted { count: 2, previous: None },
-                    OpResult::Deleted { count: 1, previous: Some(3) },
-                ],
-            },
-            Outcome::TooLarge { revision: 9 },
-            Outcome::Refused { revision: 9, guard: 0, current: None },
-            Outcome::Refused { revision: 9, guard: 4, current: Some(meta) },
-        ];
-        for outcome in outcomes {
-            let mut out = Vec::new();
-            outcome.encode_into(&mut out);
-            let bytes = Bytes::from(out);
-            for end in 0..bytes.len() {
-                assert!(Outcome::decode(&mut Reader::new(bytes.slice(..end))).is_err(), "cut at {end} of {outcome:?}");
-            }
-            let mut reader = Reader::new(bytes);
-            assert_eq!(Outcome::decode(&mut reader), Ok(outcome));
-            assert_eq!(reader.remaining(), 0);
-        }
-    }
-
-    #[test]
-    fn the_time_of_any_command_can_be_set_after_it_was_encoded() {
-        for command in samples() {
-            let shared = command.encode();
-            match Command::decode(&set_time(shared.clone(), 77)).unwrap() {
-                Command::Write(write) => assert_eq!(write.time_ms, 77),
-                Command::Found { time_ms, .. } => assert_eq!(time_ms, 77),
-            }
-            assert_eq!(Command::decode(&shared), Ok(command));
-        }
-    }
-}
+mod tests;

@@ -10,20 +10,35 @@ mod chain;
 pub mod codec;
 pub mod command;
 mod hex16;
+pub mod request;
+pub mod sequence;
 mod timeline;
+pub mod txn;
 
 use std::fmt;
 
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use chain::ChainHash;
 pub use command::{Command, Condition, Guard, KeyMeta, OpResult, Outcome, WriteCommand, WriteOp};
-pub use timeline::{ClusterId, RandomId, Timeline, TimelineId, new_random_id};
+pub use request::{IdempotencyKey, LeaseGrant, Request, RequestCommand, idempotency_of};
+pub use sequence::{SequenceNumbers, SequenceRefusal};
+pub use timeline::{
+    BeginTimeline, ClusterId, Kinship, RandomId, Timeline, TimelineId, base_revision, kinship, left_behind,
+    new_random_id,
+};
+pub use txn::{Compare, CompareOp, CompareTarget, KeySet, Txn, TxnItem, TxnOp, TxnOutcome, TxnResult};
 
 /// The identity of a member: drawn at random at its first start, kept in its data directory, never used again by
 /// another. Shown to people and in JSON as 16 hexadecimal digits (see [`format_member_id`]).
 pub type MemberId = u64;
+
+/// The newest feature level that this program knows. A cluster uses the commands of a level once all its members know
+/// it: 0 is what the first release understood (plain writes), 1 brings [`request`]s, 2 sequences, canaries,
+/// maintenance, and events of the cluster, 3 timelines and switchovers.
+pub const FEATURE_LEVEL: u64 = 3;
 
 /// Counts write transactions that took effect, from 1. Zero means "before the first". Not a Raft index.
 pub type Revision = u64;
@@ -67,7 +82,7 @@ pub struct Vote {
 }
 
 /// What a member is meant to be, whoever leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberRole {
     /// Counts in the quorum and holds data.

@@ -3,17 +3,18 @@
 //! Sealing and flushing the index wait for disks, so they have a thread of their own; apply waits for them only when both
 //! tails are full. Everything else is a task on Raft's runtime.
 
-use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{oneshot, watch};
 
+use super::events::NewEvent;
+use super::reads::ReadIndexAnswer;
 use super::view::View;
-use super::{Inner, Waiting, peer_path};
+use super::{Inner, NodeError, Waiting, peer_path, priority};
 use crate::model::{Command, MemberRole};
 use crate::store::{Store, StoreError};
 use crate::wal::Wal;
@@ -25,7 +26,7 @@ const CHORES: Duration = Duration::from_millis(200);
 /// Entries are kept for a member that lags and is connected until the log is so many times its budget.
 const GIVE_UP_BUDGETS: u64 = 2;
 /// A learner that lacks no more entries than this is made a voter.
-const PROMOTE_BEHIND_ENTRIES: u64 = 100;
+pub(super) const PROMOTE_BEHIND_ENTRIES: u64 = 100;
 
 /// The sealing thread. It ends when this is dropped.
 pub struct Sealer {
@@ -45,6 +46,7 @@ impl Sealer {
         let (waker, seen) = (signal.clone(), signal.clone());
         store.set_waker(Box::new(move || waker.wake()));
         let thread = std::thread::Builder::new().name("sealer".into()).spawn(move || {
+            priority::lower();
             // A panic is a failure like any other: without this thread apply would wait for room for ever.
             let ended = std::panic::catch_unwind(AssertUnwindSafe(|| seal_loop(&store, &wal, &seen, &room)));
             if let Err(why) = ended.unwrap_or_else(|_| Err("the sealing thread has panicked".into())) {
@@ -122,22 +124,59 @@ fn seal_loop(store: &Store, wal: &Wal, signal: &SealSignal, room: &watch::Sender
 
 /// Keeps the view of the cluster current until Raft stops.
 pub async fn watch_cluster(inner: Arc<Inner>) {
+    // Who led last, as far as this member can know: the log tells it after a restart.
+    let mut led = inner.store.applied().map(|last| last.leader).filter(|id| *id != 0);
     let mut metrics = inner.raft.server_metrics();
     loop {
         let view = {
             let metrics = metrics.borrow_watched();
             inner.addresses.set(metrics.membership_config.nodes());
-            View::from_metrics(&metrics, inner.id, inner.info.role)
+            let mut view = View::from_metrics(&metrics, inner.id, inner.info.role);
+            if let Some(leader) = &mut view.leader
+                && let Some(url) = inner.addresses.get(leader.id)
+            {
+                leader.peer_url = url;
+            }
+            view
         };
+        note_lead(&inner, view.leads);
         let before = inner.set_view(view);
         let now = inner.view();
+        inner.leaderless.note(now.leader.is_some());
         let name = |view: &View| view.leader.as_ref().map(|leader| leader.name.clone());
         if name(&before) != name(&now) {
             tracing::info!(leader = name(&now), term = now.term, "leader changed");
+            let detail = match name(&now) {
+                Some(leader) => format!("{leader} leads in term {}", now.term),
+                None => format!("no leader is known in term {}", now.term),
+            };
+            inner.events.record_event(NewEvent {
+                from: name(&before),
+                to: name(&now),
+                ..NewEvent::new("leader-changed", detail)
+            });
+        }
+        if let Some(leader) = &now.leader {
+            let before = led.replace(leader.id);
+            if now.leads && before.is_some_and(|before| before != inner.id) {
+                let before = before.and_then(|id| now.members.iter().find(|member| member.id == id));
+                let detail = format!("{} leads in term {}", leader.name, now.term);
+                let event = NewEvent::new("leader-elected", detail).about(&leader.name);
+                inner.record_cluster_event(event.change(before.map(|member| member.name.clone()), &leader.name));
+            }
         }
         if metrics.changed().await.is_err() {
             return;
         }
+    }
+}
+
+fn note_lead(inner: &Inner, leads: bool) {
+    let mut since = inner.leads_since.lock();
+    match (leads, *since) {
+        (true, None) => *since = Some(Instant::now()),
+        (false, Some(_)) => *since = None,
+        _ => {}
     }
 }
 
@@ -158,8 +197,9 @@ pub async fn watch_failure(inner: Arc<Inner>) {
 }
 
 /// Asks for a ReadIndex now and then, so that the lag is known without readers. A member that gets no answer to it asks
-/// the others in turn: not for what they know, but so that it notices when they refuse it (a mirror sends nothing by
-/// itself, and would never learn that its peers belong to another cluster).
+/// the others in turn: not for what they know, but so that it notices when they refuse it. (A mirror sends nothing by
+/// itself, and would never learn that its peers belong to another cluster; and a member that was removed is sent nothing
+/// any more, see [`super::removal`].)
 pub async fn probe_lag(inner: Arc<Inner>) {
     let mut turn = 0;
     let pause = inner.probe_interval();
@@ -170,18 +210,32 @@ pub async fn probe_lag(inner: Arc<Inner>) {
         if inner.lag.get().is_some_and(|lag| lag < pause) {
             continue;
         }
-        if inner.read_index(false).await.is_err() {
-            let others: Vec<_> = inner.members_by_id().into_iter().filter(|(id, _)| *id != inner.id).collect();
-            if let Some((id, info)) = others.get(turn % others.len().max(1)) {
-                let asked = inner.http.post(*id, &info.peer_url, peer_path::READ_INDEX, "{}", inner.election_max).await;
-                tracing::trace!(
-                    peer = info.name,
-                    heard = asked.is_ok(),
-                    "asked a member whether it speaks to this one"
-                );
+        let answer = match inner.read_index(false).await {
+            Err(NodeError::Removed { detail }) => Err(NodeError::Removed { detail }),
+            Err(_) => {
+                turn += 1;
+                ask_another(&inner, turn).await
             }
-            turn += 1;
+            Ok(index) => Ok(index),
+        };
+        if let Err(NodeError::Removed { detail }) = answer {
+            tracing::warn!(detail, "the leader says that this member does not belong any more");
+            return inner.end_as_removed();
         }
+    }
+}
+
+/// Asks one of the others whether it speaks to this member.
+async fn ask_another(inner: &Inner, turn: usize) -> Result<u64, NodeError> {
+    let others: Vec<_> = inner.members_by_id().into_iter().filter(|(id, _)| *id != inner.id).collect();
+    let Some((id, info)) = others.get(turn % others.len().max(1)) else { return Err(inner.no_leader()) };
+    let url = inner.addresses.get(*id).unwrap_or_else(|| info.peer_url.as_str().into());
+    let (question, limit) = (serde_json::json!({}), inner.election_max);
+    let asked = inner.http.post_json::<ReadIndexAnswer>(*id, &url, peer_path::READ_INDEX, &question, limit).await;
+    tracing::trace!(peer = info.name, heard = asked.is_ok(), "asked a member whether it speaks to this one");
+    match asked {
+        Ok(answer) => answer.result,
+        Err(e) => Err(NodeError::LeaderUnreachable { url: url.to_string(), detail: e.to_string() }),
     }
 }
 
@@ -195,10 +249,16 @@ pub async fn chores(inner: Arc<Inner>) {
         if inner.is_stopping() {
             return;
         }
+        inner.http.identity().set_sealed(inner.store.sealed().map_or(0, |sealed| sealed.index + 1));
         if inner.view().leads {
             found(&inner).await;
             promote(&inner).await;
+            super::features::raise(&inner).await;
+            super::features::sweep(&inner).await;
+            super::compaction::move_floors(&inner).await;
         }
+        inner.keep_peers_file().await;
+        super::compaction::seal_floors(&inner).await;
         purge(&inner).await;
     }
 }
@@ -211,7 +271,7 @@ async fn found(inner: &Inner) {
     let identity = inner.http.identity();
     let command = Command::Found { time_ms: 0, cluster: identity.cluster, timeline: identity.timeline() };
     let (answer, rx) = oneshot::channel();
-    if inner.proposals.try_send(Waiting { command: command.encode(), forwarded: false, answer }).is_ok() {
+    if inner.proposals.try_send(Waiting::new(command.encode(), false, answer)).is_ok() {
         match rx.await {
             Ok(Ok(_)) => tracing::info!(cluster = %identity.cluster, "cluster founded"),
             // It is proposed again at the next turn, unless it took effect after all.
@@ -226,10 +286,15 @@ async fn promote(inner: &Inner) {
     let metrics = inner.raft.metrics().borrow_watched().clone();
     let membership = &metrics.membership_config;
     if membership.membership().get_joint_config().len() > 1 {
-        return match add_voters(inner, BTreeSet::new()).await {
-            Ok(()) => tracing::info!("an unfinished change of the voters is finished"),
-            Err(error) => tracing::info!(error, "an unfinished change of the voters cannot be finished yet"),
+        let _one_at_a_time = inner.membership_change.lock().await;
+        return match inner.finish_what_was_left(Instant::now() + inner.limits.request_timeout).await {
+            Ok(()) => {}
+            Err(error) => tracing::info!(%error, "an unfinished change of the voters cannot be finished yet"),
         };
+    }
+    if inner.may_be_switching() {
+        // It makes the voters, and nobody else does meanwhile.
+        return;
     }
     let Some(replication) = metrics.replication else { return };
     let last = metrics.last_log_index.unwrap_or(0);
@@ -242,16 +307,26 @@ async fn promote(inner: &Inner) {
             && inner.unfit(**id).is_none()
     });
     let Some((id, info)) = ready else { return };
-    match add_voters(inner, [*id].into()).await {
-        Ok(()) => tracing::info!(name = info.name, "member has caught up and votes now"),
-        Err(error) => tracing::info!(name = info.name, error, "member cannot be made a voter yet"),
+    match add_voter(inner, *id).await {
+        Ok(true) => {
+            tracing::info!(name = info.name, "member has caught up and votes now");
+            inner.record_vote(info);
+        }
+        Ok(false) => {}
+        Err(error) => tracing::info!(name = info.name, %error, "member cannot be made a voter yet"),
     }
 }
 
-async fn add_voters(inner: &Inner, ids: BTreeSet<u64>) -> Result<(), String> {
+/// Makes a learner a voter, if it still shall be one and still answers.
+async fn add_voter(inner: &Inner, id: u64) -> Result<bool, NodeError> {
     let _one_at_a_time = inner.membership_change.lock().await;
-    let changed = inner.raft.change_membership(ChangeMembers::AddVoterIds(ids), true).await;
-    changed.map(|_| ()).map_err(|e| e.to_string())
+    // A change that the lock was waited for may have removed it or made it a mirror; and to promote a member that has
+    // just vanished could cost the quorum.
+    let wanted = inner.members_by_id().get(&id).is_some_and(|info| info.role == MemberRole::Voter);
+    if !wanted || inner.unfit(id).is_some() {
+        return Ok(false);
+    }
+    inner.change(ChangeMembers::AddVoterIds([id].into()), true).await.map(|()| true)
 }
 
 /// Keeps the wal within its budget: seals what is applied, tells openraft that a snapshot covers it, and purges all but
@@ -275,11 +350,15 @@ async fn purge(inner: &Inner) {
     let upto = upto.min(sealed.index);
     // openraft purges only what a snapshot covers; ours is a cursor, so making one costs nothing.
     let covered = inner.raft.metrics().borrow_watched().snapshot.map_or(0, |at| at.index);
-    if covered < upto {
-        if let Err(e) = inner.raft.trigger().snapshot().await {
-            tracing::warn!(error = %e, "raft did not take note of a snapshot");
-        }
-        // Purged at the next turn, when openraft has taken note.
+    if covered < upto
+        && let Err(e) = inner.raft.trigger().snapshot().await
+    {
+        tracing::warn!(error = %e, "raft did not take note of a snapshot");
+    }
+    // What the new one covers is purged at the next turn. By then more has been written: to wait for one that covers all
+    // would be to purge nothing for as long as the log grows by its budget in a turn.
+    let upto = upto.min(covered);
+    if upto < stats.first_index {
         return;
     }
     if stats.bytes > GIVE_UP_BUDGETS * inner.wal_keep_bytes {

@@ -16,7 +16,7 @@ pub enum HealthCheck {
     Live,
     /// It can serve linearizable reads and writes.
     Ready,
-    /// It leads, and a quorum has confirmed so within the election timeout.
+    /// It leads, a quorum has confirmed so within the election timeout, and its timeline has begun.
     Leader,
     /// Ready, and a voter.
     Primary,
@@ -29,6 +29,13 @@ pub enum HealthCheck {
 
 impl Inner {
     pub(super) fn health(&self, check: HealthCheck) -> Result<(), String> {
+        if let Err(why) = self.check_serves() {
+            return match check {
+                // It works, and is about to repair itself, or to wait until it may rejoin.
+                HealthCheck::Live => Ok(()),
+                _ => Err(why.to_string()),
+            };
+        }
         if let Some(why) = self.failure.borrow().clone() {
             return Err(why);
         }
@@ -36,9 +43,11 @@ impl Inner {
             HealthCheck::Live => Ok(()),
             HealthCheck::Ready => self.ready(),
             HealthCheck::Leader => self.leads_with_quorum(),
-            HealthCheck::Primary => match self.view().role {
-                MemberRole::Voter => self.ready(),
-                MemberRole::Mirror => Err("it is a mirror".into()),
+            // While the primary site moves it is where the lead is: one site at each moment.
+            HealthCheck::Primary => match (self.stands_with_leader(), self.view().role) {
+                (Some(true), _) | (None, MemberRole::Voter) => self.ready(),
+                (Some(false), _) => Err("the lead is in another site".into()),
+                (None, MemberRole::Mirror) => Err("it is a mirror".into()),
             },
             HealthCheck::Mirror { max_lag } => {
                 if self.view().role != MemberRole::Mirror {
@@ -50,6 +59,7 @@ impl Inner {
     }
 
     pub(super) fn ready(&self) -> Result<(), String> {
+        self.check_serves().map_err(|error| error.to_string())?;
         if self.is_stopping() {
             return Err("the member is stopping".into());
         }
@@ -74,8 +84,12 @@ impl Inner {
         if !view.leads {
             return Err("it does not lead".into());
         }
-        // A sole voter is its own quorum; nobody else acknowledges anything.
-        if view.members.iter().filter(|m| m.role == MemberRole::Voter && !m.joining).all(|m| m.id == self.id) {
+        // A member that was just promoted is elected before it has applied what makes it the first of its timeline: until
+        // then it speaks for the parent.
+        if self.founded().is_none_or(|(_, timeline)| timeline != self.http.identity().timeline()) {
+            return Err("the beginning of its timeline is not applied yet".into());
+        }
+        if self.is_sole_voter() {
             return Ok(());
         }
         let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
@@ -84,6 +98,11 @@ impl Inner {
             Some(age) => Err(format!("a quorum has not answered for {} ms", age.as_millis())),
             None => Err("a quorum has not answered yet".into()),
         }
+    }
+
+    /// Whether this member is its own quorum: nobody else acknowledges anything.
+    pub(super) fn is_sole_voter(&self) -> bool {
+        self.view().decides_alone
     }
 
     fn lag_within(&self, max_lag: Duration) -> Result<(), String> {
@@ -103,9 +122,11 @@ impl Inner {
             name: self.info.name.clone(),
             id: self.id,
             site: self.info.site.clone(),
-            role: view.role(),
+            role: if self.is_fenced() { api::Role::Fenced } else { view.role() },
             version: env!("CARGO_PKG_VERSION").into(),
+            feature_level: self.store.feature_level(),
             ready: self.ready().is_ok(),
+            quarantined: self.quarantined().map(|quarantine| quarantine.why.to_string()),
             cluster: cluster.map(|(id, timeline)| api::Cluster { id, timeline }),
             leader: view.leader.as_ref().map(|leader| api::Leader {
                 id: leader.id,

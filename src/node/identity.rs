@@ -4,7 +4,8 @@
 //! is repeated after a crash is the same join. The cluster is filled in once it is known; only then are a wal and a
 //! history created. The file is replaced whole: temporary file, sync, rename, sync of the directory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ use crate::files::{Disk, read_file, replace_file};
 use crate::model::{ClusterId, MemberId, TimelineId, format_member_id, new_random_id, parse_member_id};
 
 use super::StartError;
+use super::dr::{Fenced, Promotion, Rejoin};
+use super::founding::protocol::Held;
+use super::quarantine::Quarantine;
 
 const FILE: &str = "member.json";
 const FORMAT: u32 = 1;
@@ -27,6 +31,62 @@ pub struct MemberFile {
     pub name: String,
     /// The cluster it belongs to; none until it has joined or founded one.
     pub cluster: Option<Belonging>,
+    /// The proposal of a cluster that it has agreed to ([`super::founding`]); kept when it came of it, because it names
+    /// the first voters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    /// Whether it was removed from that cluster. Its id never comes back, so its data are of no use to a member.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+    /// Why its history must not be used, until it is repaired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
+    /// The timeline that this member begins, until all is done that belongs to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promotion: Option<Promotion>,
+    /// The branch of history that went on without this member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Fenced>,
+    /// How far it has come back from it, until all is done that belongs to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejoin: Option<Rejoin>,
+}
+
+/// The file and where it lies, for whoever has to change it while the member runs.
+#[derive(Clone)]
+pub struct Home {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The data directory.
+    pub dir: PathBuf,
+    /// What the file says.
+    pub file: MemberFile,
+    /// The member was closed: the file is that of whoever opens it next.
+    closed: bool,
+}
+
+impl Home {
+    /// The file of a member that is about to be opened.
+    pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, file: MemberFile) -> Home {
+        Home { disk, dir, file, closed: false }
+    }
+
+    /// Nothing is changed from here any more.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Changes the file durably, or not at all.
+    pub fn change(&mut self, change: impl FnOnce(&mut MemberFile)) -> Result<(), StartError> {
+        if self.closed {
+            return Err(StartError::Other("the member was closed".into()));
+        }
+        let mut file = self.file.clone();
+        change(&mut file);
+        file.save(&*self.disk, &self.dir)?;
+        self.file = file;
+        Ok(())
+    }
 }
 
 /// The cluster that a member belongs to.
@@ -35,13 +95,18 @@ pub struct MemberFile {
 pub struct Belonging {
     /// The cluster.
     pub id: ClusterId,
-    /// The timeline on which the member joined.
+    /// The timeline on which the member joined, or that it was promoted to begin.
     pub timeline: TimelineId,
     /// Whether this member founds the cluster: it initialises Raft if that has not happened yet.
     pub founder: bool,
     /// Whether the wal was created. From then on an empty directory is a lost log, not a new one: a member that forgot
     /// its vote and its entries must not go on as though nothing had been.
     pub has_log: bool,
+}
+
+fn new_member_id() -> String {
+    let [a, b, c, d, e, f, g, h, ..] = new_random_id().0;
+    format_member_id(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
 }
 
 impl MemberFile {
@@ -51,13 +116,7 @@ impl MemberFile {
         let damaged = |detail: String| StartError::MemberFile { path: path.clone(), detail };
         let content = read_file(disk, &path).map_err(|source| StartError::Io { path: path.clone(), source })?;
         let Some(content) = content else {
-            let [a, b, c, d, e, f, g, h, ..] = new_random_id().0;
-            let file = MemberFile {
-                format: FORMAT,
-                member_id: format_member_id(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
-                name: name.to_string(),
-                cluster: None,
-            };
+            let file = MemberFile::drawn(name, None);
             file.save(disk, dir)?;
             return Ok(file);
         };
@@ -71,7 +130,31 @@ impl MemberFile {
         if file.name != name {
             return Err(StartError::OtherName { dir: dir.into(), theirs: file.name, ours: name.to_string() });
         }
+        if let (true, Some(cluster)) = (file.removed, file.cluster) {
+            return Err(StartError::Removed { dir: dir.into(), member_id: file.member_id, cluster: cluster.id });
+        }
         Ok(file)
+    }
+
+    /// That of a member, never seen before, of the cluster `cluster`.
+    pub fn drawn(name: &str, cluster: Option<Belonging>) -> MemberFile {
+        MemberFile {
+            format: FORMAT,
+            member_id: new_member_id(),
+            name: name.to_string(),
+            cluster,
+            held: None,
+            removed: false,
+            quarantine: None,
+            promotion: None,
+            fenced: None,
+            rejoin: None,
+        }
+    }
+
+    /// Draws another id. What was said under the old one counts for nothing any more.
+    pub fn renew_id(&mut self) {
+        self.member_id = new_member_id();
     }
 
     /// Makes the file durable.

@@ -13,37 +13,55 @@ use std::time::{Duration, Instant};
 
 use openraft::SnapshotPolicy;
 use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::background::{self, Sealer};
 use super::clock::Clock;
-use super::identity::{Belonging, MemberFile};
-use super::join::{JoinAnswer, JoinRequest, ask, join};
+use super::compaction::{self, Compactor};
+use super::contacts::{self, Contacts};
+use super::events::{self, Events};
+use super::founding::found_or_join;
+use super::founding::lobby::Lobby;
+use super::founding::protocol::Own;
+use super::identity::{Belonging, Home, MemberFile};
+use super::join::{JoinRequest, join};
+use super::leases::{self, Leases};
+use super::mirrors::{self, Mirrors};
+use super::pod_label::{self, PodLabel};
+use super::quarantine::{DamageNote, Quarantine};
 use super::reads::{self, Lag};
+use super::repair::{Opening, Repaired};
 use super::view::View;
-use super::{Inner, Limits, MAX_KEY_BYTES, Node, NodeError, RequestContext, StartError, proposals, report};
+use super::webhooks::Webhooks;
+use super::whereabouts::{self, Places};
+use super::{
+    Inner, Limits, MAX_KEY_BYTES, Node, NodeError, RequestContext, StartError, WatchHub, WatchLimits, canary, dr,
+    maintenance, proposals, report, room, seed,
+};
+use crate::api::Objectives;
 use crate::config::Config;
 use crate::files::{Disk, RealDisk};
 use crate::index::IndexKind;
 use crate::metrics::Metrics;
-use crate::model::new_random_id;
+use crate::model::{FEATURE_LEVEL, new_random_id};
+use crate::raft::copy::Copies;
 use crate::raft::fence::Identity;
+use crate::raft::link::{LinkConfig, Links};
 use crate::raft::log::Log;
 use crate::raft::machine::Machine;
-use crate::raft::network::{AddressBook, KeptFrom, Network, NetworkTimeouts};
+use crate::raft::network::{AddressBook, KeptFrom, Network, NetworkTimeouts, Reach};
 use crate::raft::peer_http::{PeerHttp, StrangerHttp};
 use crate::raft::service::PeerService;
 use crate::raft::types::{MemberInfo, Raft};
-use crate::store::{Store, StoreConfig};
+use crate::store::{CompactReport, KeptIndex, Store, StoreConfig};
 use crate::wal::{Wal, WalConfig};
 
 /// How long a stopping leader tries to hand over.
 const HAND_OVER: Duration = Duration::from_secs(3);
 /// A snapshot that makes no progress for so long is given up.
 const SNAPSHOT_IDLE: Duration = Duration::from_secs(20);
-/// Between two attempts to announce new addresses.
-const ANNOUNCE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where this member is reached, as told to others.
 #[derive(Debug, Clone)]
@@ -54,6 +72,20 @@ pub struct Addresses {
     pub peer_url: String,
 }
 
+/// What a member that was closed leaves open, so that it is opened again in less time.
+pub struct LeftOpen(KeptIndex);
+
+/// Why a member did not close cleanly.
+#[derive(Debug, Error)]
+pub enum CloseError {
+    /// What the log holds may not be on the disk: this process must not go on from it.
+    #[error("the log: {0}")]
+    Log(String),
+    /// Whatever else.
+    #[error("{0}")]
+    Other(String),
+}
+
 /// What runs beside the requests, and is ended with the member.
 pub(super) struct Background {
     /// Raft's runtime.
@@ -61,6 +93,7 @@ pub(super) struct Background {
     /// Ends Raft's runtime when it is dropped or sent to.
     stop_runtime: Mutex<Option<oneshot::Sender<()>>>,
     sealer: Mutex<Option<Sealer>>,
+    compactor: Mutex<Option<Compactor>>,
     /// The lock on the data directory; freed when the member has stopped, or the process ends, however it ends.
     lock: Mutex<Option<File>>,
 }
@@ -69,6 +102,18 @@ impl Node {
     /// Opens the member that `config` describes. Waits until it belongs to a cluster, which for a newcomer takes until a
     /// member of that cluster answers.
     pub async fn start(config: &Config, addresses: Addresses, metrics: Arc<Metrics>) -> Result<Node, StartError> {
+        Node::start_in(config, addresses, metrics, Lobby::default(), None).await
+    }
+
+    /// The same with a lobby, in which others find the member while it waits, and with what [`Node::close_to_reopen`] has
+    /// left.
+    pub async fn start_in(
+        config: &Config,
+        addresses: Addresses,
+        metrics: Arc<Metrics>,
+        lobby: Lobby,
+        left: Option<LeftOpen>,
+    ) -> Result<Node, StartError> {
         let (opened, rx) = oneshot::channel();
         let config = config.clone();
         let spawned = std::thread::Builder::new().name("raft".into()).spawn(move || {
@@ -82,7 +127,7 @@ impl Node {
             };
             let (stop, stopped) = oneshot::channel();
             runtime.block_on(async move {
-                let node = open(&config, addresses, metrics, stop).await;
+                let node = open(&config, addresses, metrics, &lobby, left.map(|left| left.0), stop).await;
                 let is_open = node.is_ok();
                 // The caller may have given up waiting: then there is nobody to serve and the member is dropped. What
                 // did not open ends here too, whatever of it runs already.
@@ -106,9 +151,23 @@ impl Node {
 
     /// Stops cleanly without handing leadership over: for when all members stop together and nobody could take it.
     pub async fn close(&self) -> Result<(), String> {
+        self.shut(false).await.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// The same before this process opens the member again at once. Leaves the index open for that, when there is nothing
+    /// but that to be done with it.
+    pub async fn close_to_reopen(&self) -> Result<Option<LeftOpen>, CloseError> {
+        let keeps = {
+            let file = &self.0.home.lock().file;
+            file.promotion.is_some() && file.fenced.is_none() && file.quarantine.is_none()
+        };
+        Ok(self.shut(keeps).await?.map(LeftOpen))
+    }
+
+    async fn shut(&self, keeps: bool) -> Result<Option<KeptIndex>, CloseError> {
         let inner = self.0.clone();
-        let stopped = self.0.background.handle.spawn(async move { inner.close().await });
-        let result = stopped.await.map_err(|e| e.to_string())?;
+        let stopped = self.0.background.handle.spawn(async move { inner.close(keeps).await });
+        let result = stopped.await.map_err(|e| CloseError::Other(e.to_string()))?;
         drop(self.0.background.stop_runtime.lock().take());
         result
     }
@@ -139,32 +198,45 @@ fn lock(dir: &Path) -> Result<File, StartError> {
 }
 
 /// Finds out to which cluster this member belongs: from its data, by founding one, or by joining one.
-async fn belong(
-    disk: &dyn Disk,
-    config: &Config,
-    file: &mut MemberFile,
-    info: &MemberInfo,
-) -> Result<Belonging, StartError> {
+async fn belong(config: &Config, home: &Home, lobby: &Lobby, own: &Own) -> Result<Belonging, StartError> {
     let dir = &config.data_dir;
-    if let Some(belonging) = file.cluster {
-        if config.bootstrap || !config.join.is_empty() {
-            tracing::info!(dir = %dir.display(), "this member has data and uses it; --bootstrap and --join are ignored");
+    let told = config.bootstrap || !config.join.is_empty() || !config.discover.is_empty();
+    if let Some(belonging) = home.file.cluster {
+        if told {
+            tracing::info!(
+                dir = %dir.display(),
+                "this member has data and uses it; --bootstrap, --bootstrap-expect and --join are ignored"
+            );
         }
         return Ok(belonging);
     }
-    if config.bootstrap && !config.join.is_empty() {
+    if config.bootstrap && !(config.join.is_empty() && config.discover.is_empty()) {
         return Err(StartError::BothTold { dir: dir.clone() });
+    }
+    if !config.discover.is_empty() && config.join.is_empty() {
+        let http = StrangerHttp::new().map_err(|e| StartError::Other(format!("cannot make an HTTP client: {e}")))?;
+        return found_or_join(&http, lobby, &config.discover, super::founding::PAUSE).await;
     }
     let belonging = if config.bootstrap {
         Belonging { id: new_random_id(), timeline: new_random_id(), founder: true, has_log: false }
     } else if config.join.is_empty() {
         return Err(StartError::NotTold { dir: dir.clone() });
     } else {
-        join(&config.join, &JoinRequest::new(file.member_id(), info.clone(), None)).await?
+        join(&config.join, &JoinRequest::new(own.id, own.info.clone(), None)).await?
     };
-    file.cluster = Some(belonging);
-    file.save(disk, dir)?;
+    lobby.belong(belonging)?;
     Ok(belonging)
+}
+
+/// Refuses a seed that is no good before this member joins a cluster with it. Only a member that has not joined yet
+/// looks: later the file may be gone.
+async fn check_seed(config: &Config, home: &Home) -> Result<(), StartError> {
+    let Some(path) = config.seed.clone().filter(|_| home.file.cluster.is_none() && !config.bootstrap) else {
+        return Ok(());
+    };
+    let checked = tokio::task::spawn_blocking(move || seed::check(&path, |_| {})).await;
+    checked.map_err(|e| StartError::Other(format!("the seed could not be checked: {e}")))??;
+    Ok(())
 }
 
 /// Refuses a member whose log is gone.
@@ -206,14 +278,16 @@ async fn open(
     config: &Config,
     own: Addresses,
     metrics: Arc<Metrics>,
+    lobby: &Lobby,
+    kept: Option<KeptIndex>,
     stop_runtime: oneshot::Sender<()>,
 ) -> Result<Node, StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let dir = &config.data_dir;
     disk.create_dir_all(dir).map_err(|source| StartError::Io { path: dir.clone(), source })?;
     let lock = lock(dir)?;
-    let mut file = MemberFile::open(&*disk, dir, &config.name)?;
-    let id = file.member_id();
+    dr::drill::remove_leftovers(dir);
+    let file = MemberFile::open(&*disk, dir, &config.name)?;
     let info = MemberInfo {
         name: config.name.clone(),
         site: config.site.clone(),
@@ -221,21 +295,58 @@ async fn open(
         client_url: own.client_url,
         peer_url: own.peer_url,
     };
-    let belonging = belong(&*disk, config, &mut file, &info).await?;
-    check_log(&*disk, dir, &belonging)?;
-    let (wal, store) = open_storage(disk.clone(), config, &belonging, id).await?;
-    if !belonging.has_log {
-        file.cluster = Some(Belonging { has_log: true, ..belonging });
-        file.save(&*disk, dir)?;
+    let mut home = Home::new(disk.clone(), dir.clone(), file);
+    // A member that comes home or is repaired moves its history: the index must be closed before that.
+    let kept = kept.filter(|_| home.file.fenced.is_none() && home.file.quarantine.is_none());
+    let objectives = Objectives { rpo_seconds: config.rpo_seconds as f64, rto_seconds: config.rto_seconds as f64 };
+    if home.file.fenced.is_some() {
+        home = dr::home::come_home(config, home, &info, objectives, lobby).await?;
     }
-    // A member may have learned of a newer timeline since it joined: its history says so.
-    let timeline = store.timelines().last().map_or(belonging.timeline, |timeline| timeline.id);
+    let id = home.file.member_id();
+    let own = Own { id, info: info.clone(), expect: config.bootstrap_expect };
+    lobby.opens(own.clone(), &home, objectives, &config.join);
+    check_seed(config, &home).await?;
+    lobby.enter(own.clone(), home.clone());
+    let belonging = belong(config, &home, lobby, &own).await?;
+    let mut home = lobby.leave();
+    check_log(&*disk, dir, &belonging)?;
+    let opening = Opening { config, own: &own, belonging: &belonging, home: &mut home, lobby, metrics: &metrics, kept };
+    let (wal, store, repaired) = opening.storage().await?;
+    if let Some(seed) = &config.seed {
+        seed::install(seed, &store, &wal, &belonging).await?;
+    }
+    let damage = Arc::new(DamageNote::default());
+    let met = damage.clone();
+    store.set_damage_hook(Box::new(move |error| met.take(error)));
+    if !belonging.has_log {
+        home.change(|file| file.cluster = Some(Belonging { has_log: true, ..belonging }))?;
+    }
+    if home.file.promotion.is_some() {
+        let http = PeerHttp::new(Arc::new(Identity::new(id, belonging.id, belonging.timeline)));
+        let http = http.map_err(|e| StartError::Other(format!("cannot make an HTTP client: {e}")))?;
+        dr::promote::edit(&mut home, &wal, &store, (id, &info), &http, lobby).await?;
+    }
+    let belonging = home.file.cluster.unwrap_or(belonging);
+    // The history may have gone on to a newer timeline since this member joined; or it joined, or begins, one whose first
+    // entry it has not applied yet.
+    let timelines = store.timelines();
+    let known = timelines.iter().any(|timeline| timeline.id == belonging.timeline);
+    let newest = timelines.last().filter(|_| known);
+    let timeline = newest.map_or(belonging.timeline, |timeline| timeline.id);
 
     let (room, room_rx) = watch::channel(0);
     let failure = watch::Sender::new(None);
-    let machine = Machine::new(store.clone(), room_rx, failure.subscribe());
+    let feature_level = config.announce_feature_level.unwrap_or(FEATURE_LEVEL);
+    let machine = Machine::new(store.clone(), room_rx, failure.subscribe()).knowing(feature_level);
     let applied = machine.applied();
-    let identity = Arc::new(Identity::new(id, belonging.id, timeline));
+    let watch_limits = WatchLimits {
+        max_watchers: config.max_watchers,
+        buffer_bytes: config.watch_buffer_bytes,
+        slow_timeout: Duration::from_millis(config.watch_slow_timeout_ms),
+    };
+    let watches = WatchHub::start(store.clone(), applied.clone(), watch_limits)
+        .map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;
+    let identity = Arc::new(Identity::new(id, belonging.id, timeline).knowing(feature_level));
     let http = PeerHttp::new(identity).map_err(|e| StartError::Other(format!("cannot make an HTTP client: {e}")))?;
     let election_max = Duration::from_millis(config.election_max_ms);
     let timeouts = NetworkTimeouts {
@@ -246,20 +357,44 @@ async fn open(
     let raft_config = Arc::new(raft_config(config, belonging.id.to_string())?);
     let addresses = AddressBook::default();
     let kept_from = KeptFrom::default();
-    let network = Network::new(http.clone(), timeouts, addresses.clone(), kept_from.clone());
+    let copies = Copies::new(store.clone(), metrics.copies.clone());
+    let mirrors = Mirrors::default();
+    let reach =
+        Reach { addresses: addresses.clone(), kept_from: kept_from.clone(), suspensions: mirrors.suspensions.clone() };
+    let links = Links::new(LinkConfig {
+        site: config.site.clone(),
+        compression: config.link_compression,
+        bandwidth_bytes: config.link_bandwidth_bytes,
+    });
+    let network = Network::new(http.clone(), timeouts, reach, copies, links.clone(), wal.clone());
     // Before Raft, which at its start applies what the log holds and may have to wait for room.
     let on_failure = failure.clone();
     let sealer = Sealer::start(store.clone(), wal.clone(), room.clone(), move |why| super::fail(&on_failure, why));
     let sealer = sealer.map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;
     let started = Raft::new(id, raft_config, network, Log::new(wal.clone(), store.clone()), machine).await;
-    let raft = started.map_err(|e| StartError::Other(format!("raft could not start: {e}")))?;
+    let raft = match started {
+        Ok(raft) => raft,
+        // What it had to apply met damage.
+        Err(e) => match damage.early() {
+            Some(why) => {
+                home.change(|file| file.quarantine = Some(Quarantine::new(why)))?;
+                return Err(StartError::Damaged);
+            }
+            None => return Err(StartError::Other(format!("raft could not start: {e}"))),
+        },
+    };
 
     let (proposals, proposals_rx) = mpsc::channel(config.write_queue);
     let (reads, reads_rx) = mpsc::channel(reads::MAX_WAITING);
+    let webhooks = Webhooks::new(&config.webhooks);
+    webhooks.start().map_err(|e| StartError::Other(format!("cannot make a client for webhooks: {e}")))?;
+    let (events, events_rx) = Events::new(&config.name, webhooks);
+    let unreadable = |e| StartError::Other(format!("the events of the cluster cannot be read: {e}"));
+    events.follow(&store).map_err(unreadable)?;
     let inner = Arc::new(Inner {
         id,
         founder: belonging.founder,
-        service: PeerService::new(raft.clone(), store.clone()),
+        service: PeerService::new(raft.clone(), store.clone(), wal.clone()),
         limits: Limits {
             max_value_bytes: config.max_value_bytes,
             max_key_bytes: MAX_KEY_BYTES,
@@ -274,16 +409,54 @@ async fn open(
         view: RwLock::new(Arc::new(View::unknown(config.role))),
         applied,
         room,
+        watches,
         proposals,
+        proposing: Default::default(),
+        leaderless: Default::default(),
         reads,
+        keep: compaction::Keep {
+            history: Duration::from_millis(config.history_keep_ms),
+            revisions: config.history_keep_revisions,
+            delta: Duration::from_millis(config.delta_keep_ms),
+        },
+        floors_moved: Mutex::default(),
+        floors_unsealed: Mutex::default(),
+        leases: Leases::default(),
+        events,
+        switchover: Default::default(),
+        maintenance: Default::default(),
+        canary: Default::default(),
+        data_dir: dir.clone(),
+        room_limits: room::Limits { reserve_bytes: config.disk_reserve_bytes, quota_bytes: config.disk_quota_bytes },
+        max_outcomes: config.max_outcomes,
+        under_way: Default::default(),
         membership_change: tokio::sync::Mutex::new(()),
+        contacts: Contacts::default(),
+        mirrors,
+        objectives,
+        mirror_wait: Duration::from_millis(config.mirror_wait_ms),
+        leads_since: Mutex::new(None),
+        home: Mutex::new(home),
+        rivalry: Mutex::default(),
+        removed: AtomicBool::new(false),
         founded: AtomicBool::new(false),
+        in_quarantine: AtomicBool::new(false),
+        is_fenced: AtomicBool::new(false),
+        split: Mutex::default(),
+        kin_heard: Mutex::default(),
+        reopen: watch::Sender::new(false),
+        damage_told: Mutex::default(),
+        peers_written: Mutex::default(),
+        verifying: Arc::default(),
+        verify_bytes_per_second: config.verify_bytes_per_second,
         stopping: AtomicBool::new(false),
+        drills: Default::default(),
         failure,
         background: Background {
             handle: Handle::current(),
             stop_runtime: Mutex::new(Some(stop_runtime)),
             sealer: Mutex::new(Some(sealer)),
+            compactor: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         },
         info,
@@ -293,27 +466,93 @@ async fn open(
         http,
         addresses,
         kept_from,
+        links,
     });
+    // What seals and the wal may need before compaction has made room.
+    let needed = 2 * config.tail_bytes as u64 + config.wal_segment_bytes;
+    let compactor = start_compactor(&inner, config.compaction_percent, needed);
+    let compactor = compactor.map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;
+    *inner.background.compactor.lock() = compactor;
+    if let Some(Repaired { quarantine, how }) = repaired {
+        // Again, because those of before the repair went with what was closed.
+        inner.events.record("quarantined", quarantine.why.to_string());
+        let aside = quarantine.aside;
+        inner.events.record("repaired", format!("by {how}; what was damaged is kept in {aside}"));
+    }
+    damage.belongs_to(&inner);
     report::register(&inner);
     tokio::spawn(background::watch_cluster(inner.clone()));
     tokio::spawn(background::watch_failure(inner.clone()));
     tokio::spawn(background::probe_lag(inner.clone()));
     tokio::spawn(background::chores(inner.clone()));
+    tokio::spawn(contacts::run(inner.clone()));
+    tokio::spawn(mirrors::run(inner.clone()));
+    tokio::spawn(dr::kin::run(inner.clone()));
+    tokio::spawn(inner.clone().finish_promotion());
+    tokio::spawn(inner.clone().finish_coming_home());
+    tokio::spawn(leases::run(inner.clone()));
+    room::watch(&inner).map_err(|e| StartError::Other(format!("cannot start a thread: {e}")))?;
+    tokio::spawn(events::write(inner.clone(), events_rx));
+    tokio::spawn(events::follow(inner.clone()));
+    tokio::spawn(maintenance::run(inner.clone()));
+    tokio::spawn(super::dr::switchover::run(inner.clone()));
+    tokio::spawn(canary::run(inner.clone(), Duration::from_millis(config.canary_interval_ms)));
     tokio::spawn(proposals::run(inner.clone(), proposals_rx));
     tokio::spawn(reads::run(inner.clone(), reads_rx));
     if belonging.founder {
         inner.initialize().await?;
     }
-    tokio::spawn(announce(inner.clone()));
+    tokio::spawn(whereabouts::announce(inner.clone()));
+    if let Some(label) = PodLabel::new(config) {
+        tokio::spawn(pod_label::run(inner.clone(), label));
+    }
+    let places = Places { discover: config.discover.clone(), join: config.join.clone() };
+    tokio::spawn(whereabouts::look_for_others(inner.clone(), places));
     Ok(Node(inner))
 }
 
+/// Starts to compact; the thread holds the member weakly, so that it does not keep it alive.
+fn start_compactor(inner: &Arc<Inner>, percent: u32, needed_bytes: u64) -> std::io::Result<Option<Compactor>> {
+    if percent == 0 {
+        return Ok(None);
+    }
+    let (events, weak) = (Arc::downgrade(inner), Arc::downgrade(inner));
+    let done = move |report: CompactReport| {
+        let CompactReport { segments, read_bytes, written_bytes, .. } = report;
+        let Some(inner) = events.upgrade() else { return };
+        if segments == 0 {
+            inner.metrics.compaction_idle.inc();
+            return;
+        }
+        tracing::debug!(segments, read_bytes, written_bytes, "compacted");
+        let detail = format!("{segments} segments of {read_bytes} bytes became one of {written_bytes}");
+        inner.events.record("compaction", detail);
+    };
+    let failed = move |why| {
+        if let Some(inner) = weak.upgrade() {
+            inner.fail(why);
+        }
+    };
+    let sees = Arc::downgrade(inner);
+    let percent = move || match sees.upgrade() {
+        Some(inner) if inner.http.identity().is_short() => compaction::SHORT_PERCENT,
+        _ => percent,
+    };
+    let (sees, dir, room) = (Arc::downgrade(inner), inner.data_dir.clone(), inner.room_limits);
+    let limits = move || {
+        let short = sees.upgrade().is_some_and(|inner| inner.http.identity().is_short());
+        compaction::limits(&dir, room, needed_bytes, short)
+    };
+    Compactor::start(inner.store.clone(), percent, limits, done, failed).map(Some)
+}
+
 /// Opens the wal and the store; both may read a lot, so not on Raft's thread's own time.
-async fn open_storage(
+pub(super) async fn open_storage(
     disk: Arc<dyn Disk>,
     config: &Config,
     belonging: &Belonging,
     id: u64,
+    kept: Option<KeptIndex>,
 ) -> Result<(Wal, Store), StartError> {
     let wal_config = WalConfig {
         segment_bytes: config.wal_segment_bytes,
@@ -333,56 +572,34 @@ async fn open_storage(
             let path = dir.join(sub);
             disk.create_dir_all(&path).map_err(|source| StartError::Io { path, source })?;
         }
+        let began = Instant::now();
         let wal = Wal::open(disk.clone(), &dir.join("wal"), wal_config)?;
-        let store = Store::open(disk, &dir.join("history"), IndexKind::Sled(dir.join("index")), store_config)?;
+        let (wal_took, began) = (began.elapsed(), Instant::now());
+        let store =
+            Store::open_with(kept, disk, &dir.join("history"), IndexKind::Sled(dir.join("index")), store_config)?;
+        tracing::info!(wal = ?wal_took, history = ?began.elapsed(), "the storage is open");
         Ok((wal, store))
     });
     opened.await.map_err(|e| StartError::Other(format!("opening the storage failed: {e}")))?
 }
 
-/// Tells the cluster where this member is now, if the membership says otherwise.
-async fn announce(inner: Arc<Inner>) {
-    let Ok(http) = StrangerHttp::new() else { return };
-    let cluster = inner.http.identity().cluster;
-    loop {
-        let members = inner.members_by_id();
-        match members.get(&inner.id) {
-            Some(known) if known.peer_url == inner.info.peer_url && known.client_url == inner.info.client_url => return,
-            Some(_) if inner.view().leads => {
-                if let Err(e) = inner.admit(inner.id, inner.info.clone(), true).await {
-                    tracing::debug!(error = %e, "new addresses are not in the membership yet");
-                }
-            }
-            Some(_) => {
-                let request = JoinRequest::new(inner.id, inner.info.clone(), Some(cluster));
-                for (_, member) in members.iter().filter(|(id, _)| **id != inner.id) {
-                    if let Ok(JoinAnswer::Joined { .. }) = ask(&http, &member.peer_url, &request).await {
-                        return;
-                    }
-                }
-            }
-            // The membership has not arrived yet.
-            None => {}
-        }
-        if inner.is_stopping() {
-            return;
-        }
-        tokio::time::sleep(ANNOUNCE_PAUSE).await;
-    }
-}
-
 impl Inner {
-    /// A founder's Raft begins with itself as the only voter.
+    /// A founder's Raft begins with itself as the only voter, or with all that have founded the cluster together: each of
+    /// them begins so, and Raft sees to it that one of them leads.
     async fn initialize(&self) -> Result<(), StartError> {
         let failed = |e: &dyn std::fmt::Display| StartError::Other(format!("raft could not be initialised: {e}"));
         if self.raft.is_initialized().await.map_err(|e| failed(&e))? {
             return Ok(());
         }
-        let members = BTreeMap::from([(self.id, self.info.clone())]);
+        let held = self.home.lock().file.held.clone();
+        let members = match held {
+            Some(held) => held.proposal.members(),
+            None => BTreeMap::from([(self.id, self.info.clone())]),
+        };
         self.raft.initialize(members).await.map_err(|e| failed(&e))
     }
 
-    async fn step_down(&self) -> bool {
+    pub(super) async fn step_down(&self) -> bool {
         if !self.view().leads {
             return false;
         }
@@ -398,22 +615,35 @@ impl Inner {
         false
     }
 
-    async fn close(&self) -> Result<(), String> {
+    async fn close(&self, keeps: bool) -> Result<Option<KeptIndex>, CloseError> {
         self.stopping.store(true, Ordering::Relaxed);
+        self.watches.stop();
+        self.wait_drill_ended().await;
         let shut = self.raft.shutdown().await;
-        let sealer = self.background.sealer.lock().take();
-        let (store, wal) = (self.store.clone(), self.wal.clone());
+        let (sealer, compactor) = (self.background.sealer.lock().take(), self.background.compactor.lock().take());
+        let (store, wal, quarantined) = (self.store.clone(), self.wal.clone(), self.quarantined().is_some());
+        let began = Instant::now();
         let closed = tokio::task::spawn_blocking(move || {
-            drop(sealer);
+            drop((compactor, sealer));
             let durable = wal.durable_index();
-            wal.close().map_err(|e| e.to_string())?;
-            match durable {
-                Some(durable) => store.close(durable).map_err(|e| e.to_string()),
-                None => Ok(()),
-            }
+            let logged = wal.close().map_err(|e| CloseError::Log(e.to_string()));
+            let why = "the member is closed";
+            let closed = match durable.filter(|_| logged.is_ok() && !quarantined) {
+                Some(durable) if keeps => store.close_to_reopen(durable, why).map(Some),
+                Some(durable) => store.close(durable).map(|()| None),
+                None => Ok(None),
+            };
+            // A copy may still be coming in on another thread: the directory is about to be opened anew.
+            store.abandon(why);
+            logged?;
+            closed.map_err(|e| CloseError::Other(e.to_string()))
         });
-        closed.await.map_err(|e| e.to_string())??;
+        let closed = closed.await.map_err(|e| CloseError::Other(e.to_string()));
+        tracing::info!(took = ?began.elapsed(), "the storage is closed");
+        self.home.lock().close();
         drop(self.background.lock.lock().take());
-        shut.map_err(|e| e.to_string())
+        let kept = closed??;
+        shut.map_err(|e| CloseError::Other(e.to_string()))?;
+        Ok(kept)
     }
 }

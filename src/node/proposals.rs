@@ -5,6 +5,10 @@
 //! leader (one hop: what was forwarded once is never forwarded again). While few batches are outstanding the next one
 //! grows, so the load sets the size of the batches, and no timer does.
 //!
+//! A write that reached no log because nobody led at that moment waits for the next leader ([`super::patience`]) and goes
+//! through the queue once more. Whoever hands the lead over takes all permits of [`Proposing`]: then nothing is proposed
+//! any more, all that was proposed has its answer, and what comes waits in the queue for the new leader.
+//!
 //! Bounds: the queue holds `write_queue` commands, past which a write is refused with nothing done; at most
 //! [`MAX_OUTSTANDING`] batches of at most [`MAX_BATCH`] commands are proposed at the same time. What is forwarded is
 //! bounded by the requests that wait for it, each for `request_timeout` at most.
@@ -12,6 +16,8 @@
 //! What the answers mean: only what provably never reached a log is told to be "not applied"; all else is unknown.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -20,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{Inner, NodeError, peer_path};
 use crate::model::codec::{DecodeError, Reader};
-use crate::model::{Command, Outcome, command};
+use crate::model::{Command, Outcome, RequestCommand, command, idempotency_of};
 use crate::raft::peer_http::PeerError;
 use crate::raft::types::Proposal;
 
@@ -38,23 +44,81 @@ pub type Answer = Result<Outcome, NodeError>;
 pub struct Waiting {
     /// The encoded command; the leader sets its time.
     pub command: Bytes,
-    /// Whether another member forwarded it.
+    /// Whether it goes no further than this member: another one forwarded it, or it means something from this leader
+    /// only.
     pub forwarded: bool,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Answer>,
+    /// When it was first refused because nobody led.
+    pub refused: Option<Instant>,
+    /// Whose it is: the queue's or, once its time is over, that of whoever waits for it.
+    pub place: Place,
+}
+
+/// Decides which comes first for a command: that it leaves the queue, or that whoever waits for it gives up. Only what
+/// never left the queue is known not to be applied.
+#[derive(Debug, Clone, Default)]
+pub struct Place(Arc<AtomicBool>);
+
+impl Place {
+    /// True for the first who asks.
+    pub fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+
+    /// It was refused before it reached a log, and waits again.
+    fn give_back(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Waiting {
+    /// A command that nobody has refused yet, and where its answer goes.
+    pub fn new(command: Bytes, forwarded: bool, answer: oneshot::Sender<Answer>) -> Waiting {
+        Waiting { command, forwarded, answer, refused: None, place: Place::default() }
+    }
+}
+
+/// How many batches are proposed at the same time, and the right to stop them.
+#[derive(Debug, Clone)]
+pub struct Proposing(Arc<Semaphore>);
+
+impl Default for Proposing {
+    fn default() -> Self {
+        Proposing(Arc::new(Semaphore::new(MAX_OUTSTANDING)))
+    }
+}
+
+impl Proposing {
+    async fn begin(&self) -> OwnedSemaphorePermit {
+        self.0.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Proposes nothing from now on until what is given back is dropped; returns once all that was proposed has its answer.
+    /// None when that takes longer than `limit`: then nothing has changed.
+    pub async fn hold(&self, limit: Duration) -> Option<OwnedSemaphorePermit> {
+        let all = self.0.clone().acquire_many_owned(MAX_OUTSTANDING as u32);
+        tokio::time::timeout(limit, all).await.ok().map(|held| held.expect("the semaphore is never closed"))
+    }
 }
 
 /// Takes commands off the queue until nobody can add any more.
 pub async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
-    let outstanding = Arc::new(Semaphore::new(MAX_OUTSTANDING));
     let mut batch = Vec::with_capacity(MAX_BATCH);
     loop {
-        let permit = outstanding.clone().acquire_owned().await.expect("the semaphore is never closed");
+        // Something to propose first: whoever waits without anything would keep the lead from being handed over.
         if queue.recv_many(&mut batch, MAX_BATCH).await == 0 {
             return;
         }
-        // Who does not wait any more has been told "unknown"; what was not proposed yet need not be.
-        batch.retain(|waiting| !waiting.answer.is_closed());
+        let permit = inner.proposing.begin().await;
+        inner.wait_for_leader().await;
+        while batch.len() < MAX_BATCH
+            && let Ok(waiting) = queue.try_recv()
+        {
+            batch.push(waiting);
+        }
+        // Who does not wait any more has been told so; what was not proposed yet must not be.
+        batch.retain(|waiting| !waiting.answer.is_closed() && waiting.place.take());
         dispatch(&inner, std::mem::take(&mut batch), permit);
         batch.reserve(MAX_BATCH);
     }
@@ -67,6 +131,7 @@ fn dispatch(inner: &Arc<Inner>, batch: Vec<Waiting>, permit: OwnedSemaphorePermi
     }
     match &view.leader {
         Some(leader) if leader.id == inner.id => {
+            let batch = inner.refuse_outcomes(inner.refuse_growth(batch));
             let inner = inner.clone();
             tokio::spawn(async move { propose(&inner, batch, permit).await });
         }
@@ -82,6 +147,30 @@ fn dispatch(inner: &Arc<Inner>, batch: Vec<Waiting>, permit: OwnedSemaphorePermi
             drop(permit);
         }
         None => answer_all(batch, &inner.no_leader()),
+    }
+}
+
+/// Takes what reached no log, because nobody led, through the queue once more; false when its time is over, or when it
+/// means something from this leader only.
+async fn once_more(inner: &Inner, mut waiting: Waiting) -> Result<(), Waiting> {
+    let first = *waiting.refused.get_or_insert_with(Instant::now);
+    if waiting.forwarded || waiting.answer.is_closed() || !inner.try_again(first).await {
+        return Err(waiting);
+    }
+    inner.proposals.try_send(waiting).map_err(mpsc::error::TrySendError::into_inner)
+}
+
+/// Answers what nobody who leads could take, or takes it through the queue once more.
+fn nobody_led(inner: &Arc<Inner>, refused: Vec<Waiting>) {
+    for waiting in refused {
+        let inner = inner.clone();
+        waiting.place.give_back();
+        tokio::spawn(async move {
+            if let Err(waiting) = once_more(&inner, waiting).await {
+                // A receiver that is gone has stopped waiting.
+                let _ = waiting.answer.send(Err(inner.no_leader()));
+            }
+        });
     }
 }
 
@@ -110,30 +199,59 @@ fn split(batch: Vec<Waiting>) -> Vec<Vec<Waiting>> {
     parts
 }
 
-async fn propose(inner: &Inner, batch: Vec<Waiting>, permit: OwnedSemaphorePermit) {
+async fn propose(inner: &Arc<Inner>, batch: Vec<Waiting>, permit: OwnedSemaphorePermit) {
     let now_ms = inner.clock.now_ms();
     let mut answers = Vec::with_capacity(batch.len());
     let mut commands = Vec::with_capacity(batch.len());
     for waiting in batch {
-        commands.push(Proposal(command::set_time(waiting.command, now_ms)));
-        answers.push(waiting.answer);
+        let key = idempotency_of(&waiting.command).map(Box::from);
+        let command = command::set_time(waiting.command, now_ms);
+        commands.push(Proposal(command.clone()));
+        answers.push(Asker { key, waiting: Waiting { command, ..waiting } });
     }
     let mut answers = answers.into_iter();
     let detail = tokio::select! {
         why = answer_in_order(inner, commands, &mut answers) => why,
         () = quorum_is_gone(inner) => "no quorum has answered in time".to_string(),
     };
-    for answer in answers {
-        let _ = answer.send(Err(NodeError::Unknown { detail: detail.clone() }));
+    for asker in answers {
+        settle(inner, asker, Err(NodeError::Unknown { detail: detail.clone() }));
     }
     drop(permit);
 }
 
+/// Who waits for an answer, and the key of the request.
+struct Asker {
+    key: Option<Box<[u8]>>,
+    waiting: Waiting,
+}
+
+impl Asker {
+    /// Its key is no longer under way.
+    fn leave(self, inner: &Inner) -> Waiting {
+        if let Some(key) = self.key {
+            inner.under_way.leave(&key);
+        }
+        self.waiting
+    }
+}
+
+/// Hands out an answer. Its key is no longer under way, which is so before anybody can act on the answer.
+fn settle(inner: &Inner, asker: Asker, said: Answer) {
+    // A fenced member acknowledges nothing, not even what it could.
+    let said = match inner.is_fenced() && said.is_ok() {
+        true => Err(NodeError::Unknown { detail: "this member was fenced meanwhile".into() }),
+        false => said,
+    };
+    // A receiver that is gone has stopped waiting.
+    let _ = asker.leave(inner).answer.send(said);
+}
+
 /// Proposes and hands out the answers as they come; says why the rest got none.
 async fn answer_in_order(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     commands: Vec<Proposal>,
-    answers: &mut impl Iterator<Item = oneshot::Sender<Answer>>,
+    answers: &mut impl Iterator<Item = Asker>,
 ) -> String {
     let mut results = match inner.raft.client_write_many(commands).await {
         Ok(results) => results,
@@ -145,12 +263,13 @@ async fn answer_in_order(
             Some(Err(fatal)) => return fatal.to_string(),
             None => return "raft gave no answer".to_string(),
         };
-        let Some(answer) = answers.next() else { return String::new() };
-        let _ = answer.send(match result {
-            Ok(written) => Ok(written.response),
-            Err(ClientWriteError::ForwardToLeader(_)) => Err(inner.no_leader()),
-            Err(e) => Err(NodeError::Unknown { detail: e.to_string() }),
-        });
+        let Some(asker) = answers.next() else { return String::new() };
+        match result {
+            Ok(written) => settle(inner, asker, Ok(written.response)),
+            // Before it had a place in the log.
+            Err(ClientWriteError::ForwardToLeader(_)) => nobody_led(inner, vec![asker.leave(inner)]),
+            Err(e) => settle(inner, asker, Err(NodeError::Unknown { detail: e.to_string() })),
+        }
     }
 }
 
@@ -165,15 +284,20 @@ async fn quorum_is_gone(inner: &Inner) {
     }
 }
 
-async fn forward(inner: &Inner, leader: u64, url: &str, batch: Vec<Waiting>) {
+async fn forward(inner: &Arc<Inner>, leader: u64, url: &str, batch: Vec<Waiting>) {
     let body = write_commands(&batch);
     let sent = inner.http.post(leader, url, peer_path::WRITE, body, inner.limits.request_timeout).await;
     let error = match sent.map(|reply| read_answers(reply, batch.len())) {
         Ok(Ok(answers)) => {
+            let mut refused = Vec::new();
             for (waiting, answer) in batch.into_iter().zip(answers) {
-                let _ = waiting.answer.send(answer);
+                match answer {
+                    // It led no more, and says so before it looks at the command.
+                    Err(NodeError::NoLeader { .. }) => refused.push(waiting),
+                    answer => drop(waiting.answer.send(answer)),
+                }
             }
-            return;
+            return nobody_led(inner, refused);
         }
         Ok(Err(e)) => NodeError::Unknown { detail: format!("the leader's answer cannot be read: {e}") },
         Err(e) => forward_error(url, &e),
@@ -215,7 +339,7 @@ fn write_commands(batch: &[Waiting]) -> Vec<u8> {
 
 /// Takes the commands out of a message of a member that forwards them. Each is looked at here, because one that cannot
 /// be read would stop every member that applies it.
-fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
+fn read_commands(body: Bytes) -> Result<Vec<(Bytes, Command)>, DecodeError> {
     let mut reader = Reader::new(body);
     let count = reader.u32("count of commands")? as usize;
     if count > MAX_BATCH {
@@ -229,10 +353,16 @@ fn read_commands(body: Bytes) -> Result<Vec<Bytes>, DecodeError> {
         if crc32c::crc32c(&command) != crc {
             return Err(DecodeError { what: "command: wrong checksum" });
         }
-        if !matches!(Command::decode(&command)?, Command::Write(_)) {
-            return Err(DecodeError { what: "command: not a write" });
+        let decoded = Command::decode(&command)?;
+        match &decoded {
+            Command::Write(_) => {}
+            Command::Request(RequestCommand { request, .. }) if !request.is_leaders_own() => {}
+            // The leader proposes these by itself.
+            Command::Request(_) | Command::Found { .. } | Command::Begin(_) => {
+                return Err(DecodeError { what: "command: not one of a client" });
+            }
         }
-        commands.push(command);
+        commands.push((command, decoded));
     }
     reader.finish("commands: bytes after their end")?;
     Ok(commands)
@@ -283,11 +413,21 @@ fn read_answers(body: Bytes, count: usize) -> Result<Vec<Answer>, DecodeError> {
 pub async fn serve_forwarded(inner: &Inner, body: Bytes) -> Result<Bytes, DecodeError> {
     let commands = read_commands(body)?;
     let mut waiting = Vec::with_capacity(commands.len());
-    for command in commands {
+    for (command, decoded) in commands {
+        // The leader has applied a planned pause before anyone else has.
+        if let Err(refused) = inner.admit_write(&decoded) {
+            waiting.push(Err(refused));
+            continue;
+        }
         let (answer, rx) = oneshot::channel();
         // A copy of its own: the command will lie in memory longer than the message around it.
         let command = BytesMut::from(&command[..]).freeze();
-        waiting.push(match inner.proposals.try_send(Waiting { command, forwarded: true, answer }) {
+        // What this member would answer may be wrong. (Another word than this the first release does not know.)
+        if inner.check_serves().is_err() {
+            waiting.push(Err(NodeError::Stopping));
+            continue;
+        }
+        waiting.push(match inner.proposals.try_send(Waiting::new(command, true, answer)) {
             Ok(()) => Ok(rx),
             Err(mpsc::error::TrySendError::Full(_)) => Err(NodeError::QueueFull),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(NodeError::Stopping),
@@ -309,13 +449,15 @@ pub async fn serve_forwarded(inner: &Inner, body: Bytes) -> Result<Bytes, Decode
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{LeaseGrant, Request};
 
     #[test]
     fn a_forwarded_command_that_is_damaged_is_never_proposed() {
-        let waiting = |command: Bytes| Waiting { command, forwarded: false, answer: oneshot::channel().0 };
+        let waiting = |command: Bytes| Waiting::new(command, false, oneshot::channel().0);
         let command = Command::Write(Default::default()).encode();
         let body = write_commands(&[waiting(command.clone()), waiting(command.clone())]);
-        assert_eq!(read_commands(body.clone().into()), Ok(vec![command.clone(), command.clone()]));
+        let read = || (command.clone(), Command::Write(Default::default()));
+        assert_eq!(read_commands(body.clone().into()), Ok(vec![read(), read()]));
         for at in 0..body.len() {
             let mut flipped = body.clone();
             flipped[at] ^= 1;
@@ -323,6 +465,27 @@ mod tests {
         }
         let nonsense = write_commands(&[waiting(Bytes::from_static(b"nonsense"))]);
         assert!(read_commands(nonsense.into()).is_err());
+    }
+
+    #[test]
+    fn what_clients_ask_may_be_forwarded_and_what_leaders_do_may_not() {
+        let request = |request| Command::Request(RequestCommand { time_ms: 0, idempotency: None, request });
+        let grant = LeaseGrant { id: 7, ttl_ms: 1000 };
+        for (command, taken) in [
+            (Command::Write(Default::default()), true),
+            (request(Request::Write { grant: Some(grant), guards: vec![], ops: vec![] }), true),
+            (request(Request::Txn(Default::default())), true),
+            (request(Request::Grant(grant)), true),
+            (request(Request::Revoke { id: 7, granted: 0, term: 0, max_keys: 10 }), true),
+            (request(Request::Sequence { name: Bytes::from_static(b"n"), count: 1, step: 0 }), true),
+            (request(Request::Sweep { max: 1 }), false),
+            (request(Request::Canary), false),
+            (request(Request::Record { key: Bytes::new(), written: 0, value: None }), false),
+            (Command::Found { time_ms: 0, cluster: Default::default(), timeline: Default::default() }, false),
+        ] {
+            let waiting = Waiting::new(command.encode(), false, oneshot::channel().0);
+            assert_eq!(read_commands(write_commands(&[waiting]).into()).is_ok(), taken, "{command:?}");
+        }
     }
 
     #[test]

@@ -77,9 +77,8 @@ pub async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<WaitingRead>) {
         tokio::spawn(async move {
             inner.metrics.read_index_rounds.inc();
             inner.metrics.read_index_waiters.inc_by(waiting.len() as u64);
-            let sent = Instant::now();
             let own = waiting.iter().any(|read| !read.forwarded);
-            let result = round(&inner, own).await;
+            let (sent, result) = rounds_until_somebody_leads(&inner, own).await;
             drop(permit);
             if let Ok(index) = result
                 && inner.is_applied(index)
@@ -103,6 +102,23 @@ pub async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<WaitingRead>) {
                 let _ = read.answer.send(result.clone());
             }
         });
+    }
+}
+
+/// One round, and another when nobody led at that moment and somebody soon will. Says when the last one was sent.
+async fn rounds_until_somebody_leads(inner: &Inner, may_ask_others: bool) -> (Instant, Result<ReadIndex, NodeError>) {
+    let first = Instant::now();
+    loop {
+        if may_ask_others {
+            inner.wait_for_leader().await;
+        }
+        let sent = Instant::now();
+        let result = round(inner, may_ask_others).await;
+        // When this member knows nobody it has waited already.
+        let refused = matches!(result, Err(NodeError::NoLeader { .. })) && inner.view().leader.is_some();
+        if !(refused && may_ask_others && inner.try_again(first).await) {
+            return (sent, result);
+        }
     }
 }
 

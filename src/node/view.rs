@@ -32,6 +32,8 @@ pub struct View {
     pub leader: Option<LeaderView>,
     /// Whether this member leads, as far as it knows.
     pub leads: bool,
+    /// Whether this member alone decides: it is the only voter, of both sets amid a joint change.
+    pub decides_alone: bool,
     /// What this member is in the membership; what it was configured as before it has one.
     pub role: MemberRole,
     /// All members.
@@ -41,13 +43,15 @@ pub struct View {
 impl View {
     /// Before Raft has said anything.
     pub fn unknown(role: MemberRole) -> View {
-        View { term: 0, leader: None, leads: false, role, members: Vec::new() }
+        View { term: 0, leader: None, leads: false, decides_alone: false, role, members: Vec::new() }
     }
 
     /// What Raft says now, seen by `own`.
     pub fn from_metrics(metrics: &RaftServerMetrics<TypeConfig>, own: MemberId, configured: MemberRole) -> View {
         let membership = &metrics.membership_config;
-        let voters: Vec<MemberId> = membership.voter_ids().collect();
+        // Amid a change both the old and the new voters decide: a member votes when it is one of all of them.
+        let sets = membership.membership().get_joint_config();
+        let votes = |id: &MemberId| !sets.is_empty() && sets.iter().all(|voters| voters.contains(id));
         let member = |id: &MemberId, info: &MemberInfo| api::Member {
             id: *id,
             name: info.name.clone(),
@@ -56,7 +60,7 @@ impl View {
             client_url: info.client_url.clone(),
             peer_url: info.peer_url.clone(),
             leader: metrics.current_leader == Some(*id),
-            joining: info.role == MemberRole::Voter && !voters.contains(id),
+            joining: info.role == MemberRole::Voter && !votes(id),
         };
         let mut members: Vec<api::Member> = membership.nodes().map(|(id, info)| member(id, info)).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
@@ -70,6 +74,7 @@ impl View {
                 peer_url: info.peer_url.as_str().into(),
             }),
             leads: metrics.state == ServerState::Leader,
+            decides_alone: !sets.is_empty() && sets.iter().flatten().all(|id| *id == own),
             role: membership.get_node(&own).map_or(configured, |info| info.role),
             members,
         }

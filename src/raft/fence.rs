@@ -5,13 +5,16 @@
 //! openraft fences nothing by itself: one heartbeat of a member of a lost branch of history is enough to destroy
 //! acknowledged data. A refusal carries no vote. Only the handshake of a member that joins is exempt.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
-use crate::model::{ClusterId, MemberId, TimelineId, format_member_id, parse_member_id};
+use crate::model::{ClusterId, FEATURE_LEVEL, MemberId, TimelineId, format_member_id, parse_member_id};
 
 /// The version of the messages between members.
 pub const PEER_FORMAT: u32 = 1;
@@ -21,6 +24,9 @@ const CLUSTER: HeaderName = HeaderName::from_static("lifeboat-cluster");
 const TIMELINE: HeaderName = HeaderName::from_static("lifeboat-timeline");
 const FROM: HeaderName = HeaderName::from_static("lifeboat-from");
 const TO: HeaderName = HeaderName::from_static("lifeboat-to");
+const ROOM: HeaderName = HeaderName::from_static("lifeboat-room");
+const SEALED: HeaderName = HeaderName::from_static("lifeboat-sealed");
+const FEATURE: HeaderName = HeaderName::from_static("lifeboat-feature");
 
 /// Who this member is among its peers.
 #[derive(Debug)]
@@ -29,8 +35,29 @@ pub struct Identity {
     pub member: MemberId,
     /// Its cluster.
     pub cluster: ClusterId,
-    timeline: RwLock<TimelineId>,
+    timeline: TimelineId,
+    /// Nothing of another member is believed any more: this one is fenced, or about to begin a timeline.
+    fenced: CancellationToken,
+    /// Counts the messages of other timelines that were met.
+    strangers: AtomicU64,
     refusal: Mutex<Option<Refusal>>,
+    /// What each member said of itself last, since this process started.
+    said: Mutex<BTreeMap<MemberId, Said>>,
+    /// Whether this member is short of disk room.
+    short: AtomicBool,
+    /// The position after the last sealed frame of this member.
+    sealed: AtomicU64,
+    /// The newest feature level that this member knows.
+    feature: u64,
+}
+
+/// What a member says of itself in the headers of its messages.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    at: Instant,
+    feature: u64,
+    short: bool,
+    sealed: u64,
 }
 
 /// The last time that a message was refused, by this member or by another.
@@ -77,6 +104,9 @@ pub enum FenceError {
         /// This member's.
         ours: TimelineId,
     },
+    /// This member takes part in nothing any more.
+    #[error("this member is fenced")]
+    Fenced,
     /// The message is for a member that does not live here (any more).
     #[error("the message is for member {}, this is {}", format_member_id(*.theirs), format_member_id(*.ours))]
     Receiver {
@@ -90,12 +120,49 @@ pub enum FenceError {
 impl Identity {
     /// The identity of a member that belongs to a cluster.
     pub fn new(member: MemberId, cluster: ClusterId, timeline: TimelineId) -> Identity {
-        Identity { member, cluster, timeline: RwLock::new(timeline), refusal: Mutex::new(None) }
+        Identity {
+            member,
+            cluster,
+            timeline,
+            fenced: CancellationToken::new(),
+            strangers: AtomicU64::new(0),
+            refusal: Mutex::default(),
+            said: Mutex::default(),
+            short: AtomicBool::new(false),
+            sealed: AtomicU64::new(0),
+            feature: FEATURE_LEVEL,
+        }
+    }
+
+    /// The same member, which knows no newer feature level than this one.
+    #[must_use]
+    pub fn knowing(self, level: u64) -> Identity {
+        Identity { feature: level.min(FEATURE_LEVEL), ..self }
     }
 
     /// The timeline this member is on.
     pub fn timeline(&self) -> TimelineId {
-        *self.timeline.read()
+        self.timeline
+    }
+
+    /// Believes no message of another member any more, in neither direction, until the member is opened anew.
+    pub fn fence(&self) {
+        self.fenced.cancel();
+    }
+
+    /// Returns when no message of another member is believed any more: what is read from one over a long time must end.
+    pub async fn is_fenced(&self) {
+        self.fenced.cancelled().await;
+    }
+
+    /// How many messages of other timelines were met, by this member or by the one that it asked.
+    pub fn strangers(&self) -> u64 {
+        self.strangers.load(Ordering::Relaxed)
+    }
+
+    /// A message of another timeline was met.
+    pub fn note_stranger(&self) {
+        self.strangers.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes that a message was refused, here or by the member it was for: people must be able to see why members do not
@@ -124,6 +191,14 @@ impl Identity {
         let value = |text: String| HeaderValue::from_str(&text).expect("hexadecimal digits are a valid header");
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(FORMAT, HeaderValue::from(PEER_FORMAT));
+        // The first release does not say, and neither does who passes for it.
+        if self.feature > 0 {
+            headers.insert(FEATURE, HeaderValue::from(self.feature));
+        }
+        headers.insert(SEALED, HeaderValue::from(self.sealed.load(Ordering::Relaxed)));
+        if self.is_short() {
+            headers.insert(ROOM, HeaderValue::from_static("short"));
+        }
         headers.insert(CLUSTER, value(self.cluster.to_string()));
         headers.insert(TIMELINE, value(self.timeline().to_string()));
         headers.insert(FROM, value(format_member_id(self.member)));
@@ -167,10 +242,57 @@ impl Identity {
         let theirs = timeline.ok_or(FenceError::Header { header: "lifeboat-timeline" })?;
         let ours = self.timeline();
         if theirs != ours {
+            self.note_stranger();
             return Err(FenceError::Timeline { theirs, ours });
         }
+        if self.fenced.is_cancelled() {
+            return Err(FenceError::Fenced);
+        }
         let from = header(headers, &FROM).and_then(parse_member_id);
-        from.ok_or(FenceError::Header { header: "lifeboat-from" })
+        let from = from.ok_or(FenceError::Header { header: "lifeboat-from" })?;
+        // The first release does not say.
+        let feature = header(headers, &FEATURE).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let short = header(headers, &ROOM) == Some("short");
+        let sealed = header(headers, &SEALED).and_then(|text| text.parse().ok()).unwrap_or(0);
+        self.said.lock().insert(from, Said { at: Instant::now(), feature, short, sealed });
+        Ok(from)
+    }
+
+    /// The newest feature level that a member knows, when it has spoken to this one.
+    pub fn feature_of(&self, member: MemberId) -> Option<u64> {
+        if member == self.member {
+            return Some(self.feature);
+        }
+        self.said.lock().get(&member).map(|said| said.feature)
+    }
+
+    /// Says in every message from now on where the sealed history of this member ends. What is sealed survives a crash,
+    /// so the member can always go on from there.
+    pub fn set_sealed(&self, next_position: u64) {
+        self.sealed.store(next_position, Ordering::Relaxed);
+    }
+
+    /// Where the sealed history of a member ends, or did when it spoke last; none when it has not spoken to this process.
+    pub fn sealed_of(&self, member: MemberId) -> Option<u64> {
+        if member == self.member {
+            return Some(self.sealed.load(Ordering::Relaxed));
+        }
+        self.said.lock().get(&member).map(|said| said.sealed)
+    }
+
+    /// Says in every message from now on whether this member is short of disk room.
+    pub fn set_short(&self, short: bool) {
+        self.short.store(short, Ordering::Relaxed);
+    }
+
+    /// Whether this member is short of disk room.
+    pub fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// Whether a member has said in the last seconds that it is short of disk room.
+    pub fn said_short(&self, member: MemberId) -> bool {
+        self.said.lock().get(&member).is_some_and(|said| said.short && said.at.elapsed() < RECENT)
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! `append` returns when the entries are readable and reports them flushed from the wal's thread, after the fdatasync.
 //! openraft's core task waits for `append`, `save_vote`, `truncate_after` and `purge`, so none of them does more than it
-//! must: purging is O(1), `save_committed` only leaves a note that rides on the next batch.
+//! must: purging is O(1), `save_committed` only leaves a note that rides on the next batch. Entries that are no longer in
+//! memory, which only a member that lags needs, are read from the files and decoded on another thread: catching up costs
+//! commits nothing but the processor.
 //!
 //! Invariants kept here: nothing is purged whose frame is not sealed and named (rule 3); a truncation below what is
 //! applied, committed or purged stops the member instead of losing data in silence.
@@ -36,6 +38,19 @@ impl Log {
     /// The log in `wal`, whose applied part is in `store`.
     pub fn new(wal: Wal, store: Store) -> Log {
         Log { wal, store }
+    }
+
+    /// Entries as [`Wal::entries`] gives them; what is not in memory is read and decoded on a thread of its own.
+    async fn read(&self, from: u64, to: u64) -> Result<Vec<RaftEntry>, io::Error> {
+        if let Some(entries) = self.wal.entries_in_memory(from, to, READ_BYTES).map_err(read_error)? {
+            return entries.into_iter().map(decode).collect();
+        }
+        let wal = self.wal.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let entries = wal.entries(from, to, READ_BYTES).map_err(read_error)?;
+            entries.into_iter().map(decode).collect()
+        });
+        read.await.map_err(io::Error::other)?
     }
 
     /// Hands `begin` a callback and waits until the wal's thread has called it.
@@ -80,14 +95,12 @@ impl RaftLogReader<TypeConfig> for Log {
         let mut entries = Vec::new();
         // What the log holds must all be returned, in whatever pieces the wal reads it.
         while from < to {
-            let piece = self.wal.entries(from, to, READ_BYTES).map_err(read_error)?;
+            let piece = self.read(from, to).await?;
             if piece.is_empty() {
                 return Err(io::Error::other(format!("the wal has no entry {from} below {to}")));
             }
             from += piece.len() as u64;
-            for entry in piece {
-                entries.push(decode(entry)?);
-            }
+            entries.extend(piece);
         }
         Ok(entries)
     }
@@ -97,7 +110,7 @@ impl RaftLogReader<TypeConfig> for Log {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
-        self.wal.entries(start, end, READ_BYTES).map_err(read_error)?.into_iter().map(decode).collect()
+        self.read(start, end).await
     }
 }
 
@@ -168,5 +181,42 @@ impl RaftLogStorage<TypeConfig> for Log {
         }
         self.wal.purge(upto);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::files::sim::SimDisk;
+    use crate::index::IndexKind;
+    use crate::model::{EntryKind, LogId};
+    use crate::store::StoreConfig;
+    use crate::wal::WalConfig;
+
+    #[tokio::test]
+    async fn only_what_is_not_in_memory_is_read_on_another_thread() {
+        let disk = Arc::new(SimDisk::new());
+        let config = WalConfig { memory_bytes: 4000, ..WalConfig::new(Default::default(), 1) };
+        let wal = Wal::open(disk.clone(), Path::new("/wal"), config).unwrap();
+        let index = IndexKind::Memory(Arc::default());
+        let store = Store::open(disk, Path::new("/history"), index, StoreConfig::default()).unwrap();
+        let mut log = Log::new(wal.clone(), store);
+        for index in 0..100 {
+            let log_id = LogId { term: 1, leader: 1, index };
+            let entry = Entry { log_id, kind: EntryKind::Command, payload: vec![index as u8; 100].into() };
+            log.durable(|done| wal.append(vec![entry], done)).await.unwrap();
+        }
+        let recent = log.limited_get_log_entries(98, 100).now_or_never().expect("it is in memory").unwrap();
+        assert_eq!(recent.len(), 2);
+        assert!(log.limited_get_log_entries(3, 100).now_or_never().is_none(), "a file was read on this thread");
+        assert!(log.try_get_log_entries(3..5).now_or_never().is_none(), "a file was read on this thread");
+        let old = log.limited_get_log_entries(3, 100).await.unwrap();
+        assert_eq!(old.first().map(|entry| entry.log_id.index), Some(3));
+        assert_eq!(log.try_get_log_entries(3..100).await.unwrap().len(), 97);
     }
 }

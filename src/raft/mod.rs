@@ -12,7 +12,9 @@
 //! alphas. What was learned about it stands beside the code that depends on it.
 
 pub mod append_stream;
+pub mod copy;
 pub mod fence;
+pub mod link;
 pub mod log;
 pub mod machine;
 pub mod network;

@@ -1,40 +1,35 @@
 //! openraft's network: what this member, as leader or candidate, asks of one peer.
 //!
-//! Appends go through one pipelined stream a peer ([`super::append_stream`]); heartbeats, votes, transfers and snapshots
+//! Appends go through one pipelined stream a peer ([`super::append_stream`]); heartbeats, votes, transfers and copies
 //! are POSTs of their own, so that none of them waits behind a full pipe. An unreachable or refusing peer is retried
 //! with a growing delay.
 
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
-use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
-use openraft::network::{
-    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RPCTypes,
-};
+use openraft::errors::{NetworkError, RPCError, Timeout, Unreachable};
+use openraft::network::{Backoff, NetBackoff, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RPCTypes};
 use openraft::raft::{
-    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory};
 use parking_lot::RwLock;
 use thiserror::Error;
 
-use super::machine::SnapshotContent;
+use super::append_stream::{self, Search, Sought, Tip};
+use super::copy::Copies;
+use super::link::{Encoder, Link, Links};
 use super::peer_http::{PeerError, PeerHttp};
-use super::types::{
-    MemberInfo, RaftLogId, RaftVote, TypeConfig, encode_membership, from_raft_log_id, from_raft_vote, to_raft_log_id,
-    to_raft_vote,
-};
-use super::{append_stream, wire};
-use crate::model::MemberId;
+use super::types::{MemberInfo, RaftLogId, TypeConfig, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote};
+use super::wire;
+use crate::model::{LogId, MemberId, Vote};
+use crate::wal::Wal;
 
 /// The paths between members.
 pub mod path {
@@ -48,10 +43,14 @@ pub mod path {
     pub const PRE_VOTE: &str = "/peer/v1/pre-vote";
     /// A hand-over of leadership.
     pub const TRANSFER: &str = "/peer/v1/transfer";
-    /// A snapshot.
+    /// Where a member stands that is to be sent a copy.
+    pub const COPY_POSITION: &str = "/peer/v1/copy-position";
+    /// A copy of the history, whole or in part; Raft's snapshot.
     pub const SNAPSHOT: &str = "/peer/v1/snapshot";
 }
 
+/// The tip from before a lead is looked for so far back.
+const TIP_WITHIN_ENTRIES: usize = 1024;
 /// The first delay before a peer that cannot be reached is tried again; it doubles up to the last.
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_LAST: Duration = Duration::from_millis(500);
@@ -63,19 +62,53 @@ pub struct NetworkTimeouts {
     pub append_idle: Duration,
     /// A vote, a heartbeat or a transfer.
     pub control: Duration,
-    /// A snapshot that makes no progress for so long is given up.
+    /// A copy that makes no progress for so long is given up.
     pub snapshot_idle: Duration,
 }
 
 /// Where the members are now. openraft keeps the client of a peer for as long as a leader leads, also when the
 /// membership says that the peer has moved; so a client asks here before every dial.
+///
+/// An address comes from the membership, or from the member itself when it was met at another one: when all members have
+/// moved at once nobody can lead, and so nobody can change the membership, before some have met. Only members of the
+/// membership are dialled, and the fence looks at every message whatever the address.
 #[derive(Debug, Clone, Default)]
-pub struct AddressBook(Arc<RwLock<BTreeMap<MemberId, Arc<str>>>>);
+pub struct AddressBook(Arc<RwLock<BTreeMap<MemberId, Place>>>);
+
+#[derive(Debug)]
+struct Place {
+    /// As the membership has it.
+    known: Arc<str>,
+    /// As the member has told, since the membership changed last.
+    heard: Option<Arc<str>>,
+}
 
 impl AddressBook {
-    /// Takes the addresses of a membership in place of the ones before.
+    /// Takes the addresses of a membership in place of the ones before. What was heard of a member holds on until the
+    /// membership says something new of it.
     pub fn set<'a>(&self, members: impl Iterator<Item = (&'a MemberId, &'a MemberInfo)>) {
-        *self.0.write() = members.map(|(id, info)| (*id, Arc::from(info.peer_url.as_str()))).collect();
+        let mut places = self.0.write();
+        let mut before = std::mem::take(&mut *places);
+        places.extend(members.map(|(id, info)| match before.remove(id) {
+            Some(place) if *place.known == info.peer_url => (*id, place),
+            _ => (*id, Place { known: Arc::from(info.peer_url.as_str()), heard: None }),
+        }));
+    }
+
+    /// A member has told where it is. Says whether that was news of a member.
+    pub fn hear(&self, id: MemberId, url: &str) -> bool {
+        match self.0.write().get_mut(&id) {
+            Some(place) if **place.heard.as_ref().unwrap_or(&place.known) != *url => {
+                place.heard = Some(Arc::from(url));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Where a member is now; `None` when it is not in the membership.
+    pub fn get(&self, id: MemberId) -> Option<Arc<str>> {
+        self.0.read().get(&id).map(|place| place.heard.as_ref().unwrap_or(&place.known).clone())
     }
 }
 
@@ -99,24 +132,69 @@ impl KeptFrom {
     }
 }
 
+/// The members that are sent nothing, because somebody said so. Heartbeats go on.
+#[derive(Debug, Clone, Default)]
+pub struct Suspensions(Arc<RwLock<BTreeSet<MemberId>>>);
+
+impl Suspensions {
+    /// These and no others.
+    pub fn set(&self, members: BTreeSet<MemberId>) {
+        if *self.0.read() != members {
+            *self.0.write() = members;
+        }
+    }
+
+    /// Whether a member is one of them.
+    pub fn contains(&self, member: MemberId) -> bool {
+        self.0.read().contains(&member)
+    }
+}
+
+/// What a client says that sends nothing to a member because of that.
+#[derive(Debug, Error)]
+#[error("the member is suspended")]
+pub(super) struct Suspended;
+
+/// What decides whether and where a peer is dialled.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// Where the members are.
+    pub addresses: AddressBook,
+    /// What is still kept for those that lag.
+    pub kept_from: KeptFrom,
+    /// Who is sent nothing.
+    pub suspensions: Suspensions,
+}
+
 /// What a client says when it ends the stream of a peer that lags too far.
 #[derive(Debug, Error)]
-#[error("the peer needs entries that the log does not keep any more: it gets a snapshot")]
+#[error("the peer needs entries that the log does not keep any more: it gets a copy")]
 struct GivenUp;
 
 /// Makes a [`PeerClient`] for each peer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Network {
     http: PeerHttp,
     timeouts: NetworkTimeouts,
-    addresses: AddressBook,
-    kept_from: KeptFrom,
+    reach: Reach,
+    copies: Copies,
+    links: Links,
+    wal: Wal,
 }
 
 impl Network {
-    /// A network that dials through `http`, where `addresses` says, and sends no entry that is given up.
-    pub fn new(http: PeerHttp, timeouts: NetworkTimeouts, addresses: AddressBook, kept_from: KeptFrom) -> Network {
-        Network { http, timeouts, addresses, kept_from }
+    /// A network that dials through `http`, whom and where `reach` says, copies as `copies` says, and treats connections
+    /// as `links` says.
+    /// What a peer is likely to have it finds in `wal`.
+    pub fn new(
+        http: PeerHttp,
+        timeouts: NetworkTimeouts,
+        reach: Reach,
+        copies: Copies,
+        links: Links,
+        wal: Wal,
+    ) -> Network {
+        Network { http, timeouts, reach, copies, links, wal }
     }
 
     fn client(&self, target: MemberId, info: &MemberInfo, heartbeat: bool) -> PeerClient {
@@ -125,8 +203,11 @@ impl Network {
             timeouts: self.timeouts,
             target,
             first_url: Arc::from(info.peer_url.as_str()),
-            addresses: self.addresses.clone(),
-            kept_from: self.kept_from.clone(),
+            reach: self.reach.clone(),
+            copies: self.copies.clone(),
+            link: self.links.to(target, &info.site),
+            search: Search::default(),
+            wal: self.wal.clone(),
             heartbeat,
         }
     }
@@ -145,26 +226,34 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 }
 
 /// Talks to one peer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PeerClient {
-    http: PeerHttp,
-    timeouts: NetworkTimeouts,
-    target: MemberId,
+    pub(super) http: PeerHttp,
+    pub(super) timeouts: NetworkTimeouts,
+    pub(super) target: MemberId,
     /// Where it was when this client was made.
     first_url: Arc<str>,
-    addresses: AddressBook,
-    kept_from: KeptFrom,
+    reach: Reach,
+    pub(super) copies: Copies,
+    pub(super) link: Arc<Link>,
+    search: Search,
+    wal: Wal,
     /// Whether appends are single POSTs instead of a stream.
     heartbeat: bool,
 }
 
 impl PeerClient {
     /// Where the peer is now.
-    fn url(&self) -> Arc<str> {
-        self.addresses.0.read().get(&self.target).unwrap_or(&self.first_url).clone()
+    pub(super) fn url(&self) -> Arc<str> {
+        self.reach.addresses.get(self.target).unwrap_or_else(|| self.first_url.clone())
     }
 
-    fn rpc_error(&self, error: PeerError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
+    /// Whether the peer is sent nothing.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.reach.suspensions.contains(self.target)
+    }
+
+    pub(super) fn rpc_error(&self, error: PeerError, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
         match error {
             PeerError::Timeout { .. } => {
                 RPCError::Timeout(Timeout { action, id: self.http.identity().member, target: self.target, timeout })
@@ -208,6 +297,24 @@ impl PeerClient {
             )),
         }
     }
+}
+
+impl PeerClient {
+    /// The last entry of this member's log from before its lead; none when it is not close to the end.
+    fn tip_before(&self, lead: Vote) -> Tip {
+        let last = self.wal.state().last?.index;
+        let near = (0..=last).rev().take(TIP_WITHIN_ENTRIES);
+        // Unreadable is not found here; whoever has to read it will say so.
+        let ids = near.map_while(|index| self.wal.log_id_at(index).ok().flatten());
+        tip_before(lead, ids).map(to_raft_log_id)
+    }
+}
+
+/// The last entry from before a lead, among the ids of a log from its end on. None unless the last of all is the leader's
+/// own: then nothing from before can be taken away any more that a peer was asked for.
+fn tip_before(lead: Vote, mut ids: impl Iterator<Item = LogId>) -> Option<LogId> {
+    ids.next().filter(|last| (last.term, last.leader) == (lead.term, lead.member))?;
+    ids.find(|id| id.term < lead.term)
 }
 
 impl NetBackoff<TypeConfig> for PeerClient {
@@ -255,19 +362,36 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 let answer = self.append_once(first, option.hard_ttl()).await?;
                 return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
-            if self.kept_from.is_beyond(first.prev_log_id) {
+            if self.is_suspended() {
+                return Err(RPCError::Unreachable(Unreachable::new(&Suspended)));
+            }
+            if self.reach.kept_from.is_beyond(first.prev_log_id) {
                 return Err(RPCError::Unreachable(Unreachable::new(&GivenUp)));
+            }
+            let tip = self.tip_before(from_raft_vote(&first.vote));
+            if let Some(answer) = append_stream::answer_by_tip(&self.search, &first, tip) {
+                return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])) as Answers<'s>);
             }
             let timeout = self.timeouts.append_idle;
             let url = self.url();
-            let dialled =
-                self.http.upgrade(self.target, &url, path::APPEND_STREAM, append_stream::PROTOCOL, timeout).await;
-            let io = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
-            tracing::debug!(peer = %url, "append stream opened");
-            let (target, kept_from) = (self.target, self.kept_from.clone());
-            let answers = append_stream::send(first, input, io, timeout).map(move |answer| match answer {
+            let offer = self.link.offers_compression();
+            let dialled = self
+                .http
+                .upgrade(self.target, &url, path::APPEND_STREAM, append_stream::PROTOCOL, offer, timeout)
+                .await;
+            let (io, compressed) = dialled.map_err(|e| self.rpc_error(e, RPCTypes::AppendEntries, timeout))?;
+            let encoder = compressed.then(Encoder::new).transpose();
+            let encoder = encoder.map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))?;
+            tracing::debug!(peer = %url, compressed, "append stream opened");
+            let (target, kept_from) = (self.target, self.reach.kept_from.clone());
+            let suspensions = self.reach.suspensions.clone();
+            // Ends the stream cleanly: what is under way is answered, the next attempt is refused above.
+            let input = input.take_while(move |_| std::future::ready(!suspensions.contains(target)));
+            let (link, search) = (self.link.clone(), self.search.clone());
+            let answers = append_stream::send(first, input, io, timeout, link, encoder, Sought { search, tip });
+            let answers = answers.map(move |answer| match answer {
                 Ok(Ok(matched)) if kept_from.is_beyond(matched) => {
-                    tracing::info!(peer = %url, "the peer lags beyond what the log keeps; it gets a snapshot");
+                    tracing::info!(peer = %url, "the peer lags beyond what the log keeps; it gets a copy");
                     Err(RPCError::Network(NetworkError::new(&GivenUp)))
                 }
                 Ok(answer) => Ok(answer),
@@ -307,76 +431,46 @@ impl NetTransferLeader<TypeConfig> for PeerClient {
     }
 }
 
-impl NetSnapshot<TypeConfig> for PeerClient {
-    type SnapshotData = SnapshotContent;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::MemberRole;
 
-    async fn full_snapshot(
-        &mut self,
-        vote: RaftVote,
-        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotContent>,
-        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
-    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let SnapshotContent::Outgoing(mut reader) = snapshot.snapshot else {
-            return Err(NetworkError::from_string("a received snapshot cannot be sent on").into());
-        };
-        let membership = encode_membership(snapshot.meta.last_membership.membership());
-        let header = wire::SnapshotHeader {
-            vote: from_raft_vote(&vote),
-            last_log_id: snapshot.meta.last_log_id.as_ref().map(from_raft_log_id),
-            membership_log_id: snapshot.meta.last_membership.log_id().as_ref().map(from_raft_log_id),
-            membership: serde_json::from_slice(&membership).expect("a membership is stored as JSON"),
-        };
-        let json = serde_json::to_vec(&header).expect("messages between members always serialise");
-        let mut head = u32::try_from(json.len()).expect("a membership is small").to_le_bytes().to_vec();
-        head.extend_from_slice(&json);
+    fn at(url: &str) -> MemberInfo {
+        let text = || url.to_string();
+        MemberInfo { name: text(), site: text(), role: MemberRole::Voter, client_url: text(), peer_url: text() }
+    }
 
-        // The reader works on a thread of its own; the channel's bound is what keeps it from running ahead of the peer.
-        // A peer that takes nothing for too long ends the transfer.
-        let (chunks, mut rx) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(2);
-        tokio::task::spawn_blocking(move || {
-            let mut next = Some(Ok(Bytes::from(head)));
-            while let Some(chunk) = next {
-                if chunks.blocking_send(chunk).is_err() {
-                    return;
-                }
-                next = reader.next_chunk().map_err(std::io::Error::other).transpose();
-            }
-        });
-        let progress = Arc::new(tokio::sync::Notify::new());
-        let all_sent = Arc::new(AtomicBool::new(false));
-        let (on_chunk, on_end) = (progress.clone(), all_sent.clone());
-        let body = futures_util::stream::poll_fn(move |cx| {
-            let polled = rx.poll_recv(cx);
-            if let Poll::Ready(chunk) = &polled {
-                on_end.store(chunk.is_none(), Ordering::Relaxed);
-                on_chunk.notify_one();
-            }
-            polled
-        });
-        let url = self.url();
-        let send = self.http.post(
-            self.target,
-            &url,
-            path::SNAPSHOT,
-            reqwest::Body::wrap_stream(body),
-            // The whole transfer has no deadline: the stall watch below ends it when nothing moves.
-            Duration::from_secs(24 * 3600),
-        );
-        let idle = self.timeouts.snapshot_idle;
-        // Once all is sent the peer installs it, which takes as long as it takes: its death closes the connection.
-        let stalled = async {
-            while tokio::time::timeout(idle, progress.notified()).await.is_ok() || all_sent.load(Ordering::Relaxed) {}
+    #[test]
+    fn the_tip_is_the_last_entry_from_before_a_lead_that_has_begun() {
+        let tip = |lead: (u64, MemberId), log: &[(u64, MemberId)]| {
+            let ids = log.iter().enumerate().map(|(index, (term, leader))| (*term, *leader, index as u64));
+            let ids = ids.map(|(term, leader, index)| LogId { term, leader, index });
+            let lead = Vote { term: lead.0, member: lead.1, committed: true };
+            tip_before(lead, ids.rev()).map(|id| id.index)
         };
-        let cancel: Pin<&mut _> = std::pin::pin!(cancel);
-        let answer = tokio::select! {
-            answer = send => answer,
-            closed = cancel => return Err(closed.into()),
-            () = stalled => Err(PeerError::Timeout { url: url.to_string() }),
-        };
-        let answer: Bytes = answer.map_err(|e| self.rpc_error(e, RPCTypes::InstallSnapshot, idle))?;
-        let answer: wire::SnapshotAnswer =
-            serde_json::from_slice(&answer).map_err(|e| NetworkError::<TypeConfig>::new(&e))?;
-        Ok(SnapshotResponse::new(to_raft_vote(answer.vote)))
+        let log = [(1, 1), (1, 1), (3, 2), (3, 2), (5, 1), (5, 1)];
+        assert_eq!(tip((5, 1), &log), Some(3));
+        assert_eq!(tip((5, 2), &log), None, "another leads in that term");
+        assert_eq!(tip((6, 1), &log), None, "nothing of this lead is in the log yet");
+        assert_eq!(tip((1, 1), &log[..2]), None, "nothing is from before");
+        assert_eq!(tip((5, 1), &[]), None);
+    }
+
+    #[test]
+    fn what_a_member_tells_holds_until_the_membership_says_something_new() {
+        let book = AddressBook::default();
+        let set = |members: &[(MemberId, MemberInfo)]| book.set(members.iter().map(|(id, info)| (id, info)));
+        let is = |id| book.get(id).map(|url| url.to_string());
+        set(&[(1, at("a")), (2, at("b"))]);
+        assert!(!book.hear(3, "x"), "nobody outside the membership is dialled");
+        assert!(!book.hear(1, "a") && book.hear(1, "new") && !book.hear(1, "new"));
+        set(&[(1, at("a")), (2, at("b"))]);
+        assert_eq!((is(1), is(2), is(3)), (Some("new".into()), Some("b".into()), None));
+        set(&[(1, at("newer")), (2, at("b"))]);
+        assert_eq!(is(1).as_deref(), Some("newer"));
+        assert!(book.hear(2, "c"));
+        set(&[(1, at("newer"))]);
+        assert_eq!(is(2), None);
     }
 }

@@ -4,6 +4,7 @@
 //! is a change here and in the listener alone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::fence::{self, FenceError, Identity};
+use super::link;
 use crate::model::MemberId;
 
 /// How long a connection may take to come up.
@@ -78,7 +80,8 @@ pub enum PeerError {
 impl PeerError {
     fn from_reqwest(url: &str, source: reqwest::Error) -> PeerError {
         let url = url.to_string();
-        if source.is_connect() {
+        // One that dials nobody fails when the request is built.
+        if source.is_connect() || source.is_builder() {
             PeerError::Connect { url, source }
         } else if source.is_timeout() {
             PeerError::Timeout { url }
@@ -95,8 +98,29 @@ pub struct PeerHttp {
     identity: Arc<Identity>,
 }
 
+/// Set once in the process of a member that must not speak to any other.
+static DIALS_NOBODY: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing in this process dials another member: for a throwaway member, which has the history of a real one
+/// and so the addresses of its cluster. For good, and for every dialler that is made afterwards.
+pub fn dial_nobody() {
+    DIALS_NOBODY.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`dial_nobody`] was called.
+pub fn dials_nobody() -> bool {
+    DIALS_NOBODY.load(Ordering::Relaxed)
+}
+
 fn new_client() -> Result<reqwest::Client, reqwest::Error> {
+    client(dials_nobody())
+}
+
+/// The one place where the clients of members are made. One that dials nobody takes only addresses that begin with
+/// `https`, and no member has one.
+fn client(dials_nobody: bool) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
+        .https_only(dials_nobody)
         .http1_only()
         .tcp_nodelay(true)
         .no_proxy()
@@ -115,23 +139,51 @@ impl StrangerHttp {
     pub fn new() -> Result<StrangerHttp, reqwest::Error> {
         Ok(StrangerHttp(new_client()?))
     }
+}
 
+/// Asks members as one without an identity. A trait, so that tests have a network of their own.
+pub trait AskStranger: Sync {
     /// Sends JSON and reads JSON; what went wrong comes back as words for people.
-    pub async fn post_json<A: DeserializeOwned>(
+    fn post_json<A: DeserializeOwned>(
         &self,
         url: &str,
-        message: &impl Serialize,
+        message: &(impl Serialize + Sync),
+        timeout: Duration,
+    ) -> impl Future<Output = Result<A, String>> + Send;
+}
+
+impl AskStranger for StrangerHttp {
+    async fn post_json<A: DeserializeOwned>(
+        &self,
+        url: &str,
+        message: &(impl Serialize + Sync),
         timeout: Duration,
     ) -> Result<A, String> {
-        let sent = self.0.post(url).json(message).timeout(timeout).send().await;
-        let response = sent.map_err(|e| format!("no answer: {}", root_cause(&e)))?;
-        let status = response.status();
-        if !status.is_success() {
-            let text = response.text().await.map_err(|e| e.to_string())?;
-            return Err(format!("{status}: {text}"));
-        }
-        response.json().await.map_err(|e| format!("its answer cannot be read: {e}"))
+        read_answer(self.0.post(url).json(message).timeout(timeout).send().await).await
     }
+}
+
+/// As itself, to members of whatever timeline: for the few messages that are exempt from the fence.
+impl AskStranger for PeerHttp {
+    async fn post_json<A: DeserializeOwned>(
+        &self,
+        url: &str,
+        message: &(impl Serialize + Sync),
+        timeout: Duration,
+    ) -> Result<A, String> {
+        let request = self.client.post(url).headers(self.identity.headers(None));
+        read_answer(request.json(message).timeout(timeout).send().await).await
+    }
+}
+
+async fn read_answer<A: DeserializeOwned>(sent: Result<reqwest::Response, reqwest::Error>) -> Result<A, String> {
+    let response = sent.map_err(|e| format!("no answer: {}", root_cause(&e)))?;
+    let status = response.status();
+    if !status.is_success() {
+        let text = response.text().await.map_err(|e| e.to_string())?;
+        return Err(format!("{status}: {text}"));
+    }
+    response.json().await.map_err(|e| format!("its answer cannot be read: {e}"))
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -162,10 +214,25 @@ impl PeerHttp {
         body: impl Into<reqwest::Body>,
         timeout: Duration,
     ) -> Result<Bytes, PeerError> {
-        let request = self.client.post(format!("{url}{path}")).headers(self.headers(to)).body(body).timeout(timeout);
-        let response = request.send().await.map_err(|e| PeerError::from_reqwest(url, e))?;
+        let (_, answer) = self.post_with(to, url, path, HeaderMap::new(), body, timeout).await?;
+        Ok(answer)
+    }
+
+    /// Like [`PeerHttp::post`], with headers of its own, and gives those of the reply too.
+    pub async fn post_with(
+        &self,
+        to: MemberId,
+        url: &str,
+        path: &str,
+        headers: HeaderMap,
+        body: impl Into<reqwest::Body>,
+        timeout: Duration,
+    ) -> Result<(HeaderMap, Bytes), PeerError> {
+        let request = self.client.post(format!("{url}{path}")).headers(self.headers(to)).headers(headers);
+        let response = request.body(body).timeout(timeout).send().await.map_err(|e| PeerError::from_reqwest(url, e))?;
         let response = self.accept(to, url, response, 200).await?;
-        response.bytes().await.map_err(|e| PeerError::from_reqwest(url, e))
+        let headers = response.headers().clone();
+        Ok((headers, response.bytes().await.map_err(|e| PeerError::from_reqwest(url, e))?))
     }
 
     /// Like [`PeerHttp::post`], with JSON both ways.
@@ -183,16 +250,42 @@ impl PeerHttp {
             .map_err(|e| PeerError::Malformed { url: url.to_string(), detail: e.to_string() })
     }
 
-    /// Turns a connection to the member `to` into a stream of frames by an HTTP upgrade.
+    /// Like [`PeerHttp::post`], for an answer that is read as it comes; `timeout` is for its beginning only.
+    pub async fn post_stream(
+        &self,
+        to: MemberId,
+        url: &str,
+        path: &str,
+        message: &impl Serialize,
+        timeout: Duration,
+    ) -> Result<reqwest::Response, PeerError> {
+        let body = serde_json::to_vec(message).expect("messages between members always serialise");
+        let request = self.client.post(format!("{url}{path}")).headers(self.headers(to)).body(body);
+        let asked = async {
+            let response = request.send().await.map_err(|e| PeerError::from_reqwest(url, e))?;
+            self.accept(to, url, response, 200).await
+        };
+        match tokio::time::timeout(timeout, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(PeerError::Timeout { url: url.to_string() }),
+        }
+    }
+
+    /// Turns a connection to the member `to` into a stream of frames by an HTTP upgrade. Says whether the member takes
+    /// the compression that was offered.
     pub async fn upgrade(
         &self,
         to: MemberId,
         url: &str,
         path: &str,
         protocol: &'static str,
+        offer_compression: bool,
         timeout: Duration,
-    ) -> Result<reqwest::Upgraded, PeerError> {
+    ) -> Result<(reqwest::Upgraded, bool), PeerError> {
         let mut headers = self.headers(to);
+        if offer_compression {
+            link::name_compression(&mut headers);
+        }
         headers.insert(reqwest::header::CONNECTION, reqwest::header::HeaderValue::from_static("upgrade"));
         headers.insert(reqwest::header::UPGRADE, reqwest::header::HeaderValue::from_static(protocol));
         // Not the request's own timeout: that one would go on to limit the life of the upgraded connection.
@@ -200,7 +293,8 @@ impl PeerHttp {
             let sent = self.client.get(format!("{url}{path}")).headers(headers).send().await;
             let response = sent.map_err(|e| PeerError::from_reqwest(url, e))?;
             let response = self.accept(to, url, response, 101).await?;
-            response.upgrade().await.map_err(|e| PeerError::from_reqwest(url, e))
+            let taken = offer_compression && link::names_compression(response.headers());
+            Ok((response.upgrade().await.map_err(|e| PeerError::from_reqwest(url, e))?, taken))
         };
         match tokio::time::timeout(timeout, dial).await {
             Ok(result) => result,
@@ -225,6 +319,7 @@ impl PeerHttp {
             let body = response.text().await.unwrap_or_else(|e| format!("(its body cannot be read: {e})"));
             if status == http::StatusCode::MISDIRECTED_REQUEST.as_u16() {
                 self.identity.note_refusal(format!("{url} refused: {body}"));
+                self.identity.note_stranger();
             }
             return Err(PeerError::Status { url: url.to_string(), status, by_member, body });
         }
@@ -235,5 +330,24 @@ impl PeerHttp {
                 Err(PeerError::Fenced { url: url.to_string(), source })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_dials_nobody_opens_no_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let sent = client(true).unwrap().post(&url).body("x").send().await.unwrap_err();
+        assert!(matches!(PeerError::from_reqwest(&url, sent), PeerError::Connect { .. }));
+        assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        // The same client otherwise does: the test tests something.
+        let asked = client(false).unwrap().post(&url).timeout(Duration::from_millis(100)).body("x").send().await;
+        assert!(asked.is_err());
+        listener.accept().unwrap();
     }
 }

@@ -4,23 +4,28 @@
 //! ([`super::fence::Identity::check_request`]), which the edge must have passed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::machine::SnapshotContent;
+use super::machine::{Incoming, SnapshotContent};
 use super::types::{
     Raft, SnapshotMeta, StoredMembership, decode_membership, from_raft_log_id, from_raft_vote, to_raft_log_id,
     to_raft_vote,
 };
 use super::wire;
 use crate::store::{Installer, PreparedInstall, Store, StoreError};
+use crate::wal::Wal;
 
 /// The header of a snapshot is a vote and a membership: never larger.
 const MAX_SNAPSHOT_HEADER_BYTES: usize = 16 << 20;
+
+/// Applying what is committed may take so long before a member says where it stands; the leader waits longer.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why a peer's request could not be served.
 #[derive(Debug, Error)]
@@ -44,7 +49,8 @@ pub enum ServiceError {
 pub struct PeerService {
     raft: Raft,
     store: Store,
-    /// One snapshot at a time.
+    wal: Wal,
+    /// One snapshot at a time, until it is installed.
     installing: Arc<Semaphore>,
 }
 
@@ -62,8 +68,8 @@ fn write_json(message: &impl serde::Serialize) -> Bytes {
 
 impl PeerService {
     /// Serves with this member's Raft and store.
-    pub fn new(raft: Raft, store: Store) -> PeerService {
-        PeerService { raft, store, installing: Arc::new(Semaphore::new(1)) }
+    pub fn new(raft: Raft, store: Store, wal: Wal) -> PeerService {
+        PeerService { raft, store, wal, installing: Arc::new(Semaphore::new(1)) }
     }
 
     /// The running Raft, for append streams.
@@ -111,17 +117,36 @@ impl PeerService {
         Ok(write_json(&answer))
     }
 
+    /// Where this member stands, for a leader that is to send it a copy.
+    ///
+    /// Waits first until what is committed here is applied, as a delta that goes on from an earlier point would carry it
+    /// again. More may be committed later on, so this is no promise.
+    pub async fn copy_position(&self) -> Result<Bytes, ServiceError> {
+        let applied = self.raft.wait(Some(APPLY_TIMEOUT));
+        let applied =
+            applied.metrics(|metrics| metrics.last_applied >= metrics.local_committed, "all is applied").await;
+        if let Err(error) = applied {
+            tracing::info!(%error, "a copy begins although not all is applied here that could be");
+        }
+        let (store, wal) = (self.store.clone(), self.wal.clone());
+        let position = tokio::task::spawn_blocking(move || {
+            // Without anything durable there is nothing to seal.
+            store.delta_position(wal.durable_index().unwrap_or(0))
+        });
+        Ok(write_json(&position.await.map_err(stopped)??))
+    }
+
     /// A snapshot: its header, then the bytes of the history, as one body.
     pub async fn snapshot<S, E>(&self, mut body: S) -> Result<Bytes, ServiceError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        let _one_at_a_time = self.installing.try_acquire().map_err(|_| ServiceError::Busy)?;
+        let one_at_a_time = self.installing.clone().try_acquire_owned().map_err(|_| ServiceError::Busy)?;
         let (header, rest) = read_header(&mut body).await?;
         let membership =
             decode_membership(header.membership.to_string().as_bytes()).map_err(ServiceError::Malformed)?;
-        let prepared = self.receive(rest, body).await?;
+        let (prepared, one_at_a_time) = self.receive(rest, body, one_at_a_time).await?;
         if prepared.meta().applied != header.last_log_id {
             return Err(ServiceError::Malformed("the snapshot does not end where its header says".into()));
         }
@@ -129,26 +154,32 @@ impl PeerService {
             last_log_id: header.last_log_id.map(to_raft_log_id),
             last_membership: StoredMembership::new(header.membership_log_id.map(to_raft_log_id), membership),
         };
-        let snapshot = openraft::storage::Snapshot { meta, snapshot: SnapshotContent::Incoming(Box::new(prepared)) };
+        let incoming = SnapshotContent::Incoming(Box::new(Incoming::new(prepared, one_at_a_time)));
+        let snapshot = openraft::storage::Snapshot { meta, snapshot: incoming };
         let answer = self.raft.install_full_snapshot(to_raft_vote(header.vote), snapshot).await.map_err(stopped)?;
         Ok(write_json(&wire::SnapshotAnswer { vote: from_raft_vote(&answer.vote) }))
     }
 
-    /// Writes what arrives to new segments, on a thread of its own.
-    async fn receive<S, E>(&self, first: Bytes, mut body: S) -> Result<PreparedInstall, ServiceError>
+    /// Writes what arrives to new segments, on a thread of its own, which holds the permit even when nobody waits for it.
+    async fn receive<S, E>(
+        &self,
+        first: Bytes,
+        mut body: S,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(PreparedInstall, OwnedSemaphorePermit), ServiceError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
         let (tx, mut rx) = tokio::sync::mpsc::channel::<Bytes>(4);
         let store = self.store.clone();
-        let writer = tokio::task::spawn_blocking(move || -> Result<PreparedInstall, StoreError> {
+        let writer = tokio::task::spawn_blocking(move || -> Result<_, StoreError> {
             let mut installer: Installer = store.begin_install()?;
             while let Some(chunk) = rx.blocking_recv() {
                 installer.push(&chunk)?;
             }
             // A body that was cut lacks the end of the history, which `finish` refuses.
-            installer.finish()
+            Ok((installer.finish()?, permit))
         });
         let mut cut = None;
         let mut chunk = Some(first);

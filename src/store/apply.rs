@@ -13,14 +13,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::overlay::Base;
 use super::state::{Body, index_end, index_key};
-use super::{StoreConfig, StoreError, system};
+use super::{Inner, StoreError, records, system};
 use crate::history::{Frame, FrameBuilder, FrameHead, FrameOp, FrameOutcome};
 use crate::index::{IndexEntry, IndexError, IndexKey};
 use crate::model::codec::DecodeError;
 use crate::model::{
-    ChainHash, Command, Entry, EntryKind, Guard, KeyMeta, KeySpace, LogId, OpResult, Outcome, Revision, WriteCommand,
-    WriteOp,
+    BeginTimeline, ChainHash, Command, Entry, EntryKind, Guard, KeyMeta, KeySpace, LogId, OpResult, Outcome, Revision,
+    Timeline, WriteCommand, WriteOp, base_revision,
 };
 
 /// A range delete of more keys than this is refused, because one frame has to hold them all. Part of the format: every
@@ -37,12 +38,14 @@ pub(super) struct Applier {
     builder: FrameBuilder,
     changes: Changes,
     key: Vec<u8>,
+    /// A tombstone at or below this revision counts as absent: some members have dropped it, and others have not.
+    tombstone_floor: Revision,
 }
 
 /// What went wrong with one entry.
-enum Failure {
+pub(super) enum Failure {
     Entry(DecodeError),
-    Index(IndexError),
+    Store(StoreError),
 }
 
 impl From<DecodeError> for Failure {
@@ -53,48 +56,112 @@ impl From<DecodeError> for Failure {
 
 impl From<IndexError> for Failure {
     fn from(error: IndexError) -> Failure {
-        Failure::Index(error)
+        Failure::Store(error.into())
     }
 }
 
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+/// The timeline that an entry begins; none when it was meant for another branch of history.
+fn branch(cx: &Context, before: &Before, at: LogId, begin: &BeginTimeline) -> Option<Timeline> {
+    let state = cx.body.state.read();
+    let parent = state.head.timelines.last().filter(|current| current.id == begin.parent)?;
+    Some(Timeline {
+        number: parent.number + 1,
+        id: begin.id,
+        parent: Some(parent.id),
+        fork_position: at.index.checked_sub(1)?,
+        fork_revision: before.revision,
+        base_revision: base_revision(before.revision, begin.offset)?,
+    })
+}
+
+/// What apply reads besides the entry.
+pub(super) struct Context<'s> {
+    pub inner: &'s Inner,
+    pub body: &'s Body,
+}
+
+impl Context<'_> {
+    /// The value of a key's newest version; none when the key is deleted.
+    pub fn value(&self, index_key: &[u8], newest: IndexEntry) -> Result<Option<Bytes>, StoreError> {
+        match newest.meta() {
+            Some(meta) => self.inner.newest_value(self.body, index_key, meta).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// How much the range deletes of one command have deleted, as one frame holds it all.
+#[derive(Default)]
+pub(super) struct DeleteBudget {
+    keys: usize,
+    bytes: usize,
+}
+
 /// Where the store stands before an entry.
-struct Before {
-    revision: Revision,
-    clock_ms: u64,
+pub(super) struct Before {
+    /// The term of the entry.
+    pub term: u64,
+    pub revision: Revision,
+    pub clock_ms: u64,
     chain: ChainHash,
     founded: bool,
 }
 
 /// What an entry comes to.
-struct Done {
-    outcome: Outcome,
-    frame_outcome: FrameOutcome,
-    time_ms: u64,
-    system: bool,
+pub(super) struct Done {
+    pub outcome: Outcome,
+    pub frame_outcome: FrameOutcome,
+    pub time_ms: u64,
+    /// Whether it may have changed records that the head follows.
+    pub system: bool,
+    /// Whether it is a canary.
+    pub canary: bool,
+    /// The revision that it makes, when that is not the next one.
+    pub jump: Option<Revision>,
 }
 
 impl Applier {
     /// Applies one entry, which follows the last one. Returns its outcome and whether a tail became full.
-    pub fn apply(&mut self, body: &Body, config: &StoreConfig, entry: &Entry) -> Result<(Outcome, bool), StoreError> {
+    pub fn apply(&mut self, inner: &Inner, body: &Body, entry: &Entry) -> Result<(Outcome, bool), StoreError> {
         let failed = |failure| match failure {
             Failure::Entry(source) => StoreError::Entry { log_id: entry.log_id, source },
-            Failure::Index(error) => error.into(),
+            Failure::Store(error) => error,
         };
+        let cx = Context { inner, body };
         let before = {
             let head = &body.state.read().head;
+            self.tombstone_floor = head.tombstone_floor();
             let founded = head.cluster.is_some();
-            Before { revision: head.revision, clock_ms: head.clock_ms, chain: head.chain, founded }
+            Before {
+                term: entry.log_id.term,
+                revision: head.revision,
+                clock_ms: head.clock_ms,
+                chain: head.chain,
+                founded,
+            }
         };
-        self.builder.start();
-        self.changes.clear();
-        let done = self.perform(body, &before, entry).map_err(failed)?;
+        self.forget();
+        let done = self.perform(&cx, &before, entry).map_err(failed)?;
         let frame = self.finish(&before, entry.kind, entry.log_id, &done).map_err(|e| failed(e.into()))?;
-        let froze = self.publish(body, config, &frame, done.system).map_err(|e| failed(e.into()))?;
+        let froze = self.publish(&cx, &frame, &done).map_err(|e| failed(e.into()))?;
         Ok((done.outcome, froze))
     }
 
-    fn perform(&mut self, body: &Body, before: &Before, entry: &Entry) -> Result<Done, Failure> {
-        let nothing = Done { outcome: Outcome::None, frame_outcome: FrameOutcome::None, time_ms: 0, system: false };
+    fn perform(&mut self, cx: &Context, before: &Before, entry: &Entry) -> Result<Done, Failure> {
+        let nothing = Done {
+            outcome: Outcome::None,
+            frame_outcome: FrameOutcome::None,
+            time_ms: 0,
+            system: false,
+            canary: false,
+            jump: None,
+        };
         match entry.kind {
             EntryKind::Blank => Ok(nothing),
             EntryKind::Membership => {
@@ -102,75 +169,147 @@ impl Applier {
                 Ok(nothing)
             }
             EntryKind::Command => match Command::decode(&entry.payload)? {
-                Command::Write(write) => self.write(body, before, write),
+                Command::Write(write) => self.write(cx, before, write),
+                Command::Request(request) => self.request(cx, before, request),
                 Command::Found { time_ms, .. } if before.founded => {
                     Ok(Done { frame_outcome: FrameOutcome::Refused, time_ms, ..nothing })
                 }
                 Command::Found { time_ms, cluster, timeline } => {
-                    let timelines = [system::first_timeline(timeline)];
+                    let timelines = [Timeline::first(timeline)];
                     let records = [
                         (system::CLUSTER_KEY, system::cluster_value(cluster)),
                         (system::TIMELINES_KEY, system::timelines_value(&timelines)),
                     ];
                     for (key, value) in records {
                         let key = Bytes::from_static(key);
-                        self.put(body, before.revision + 1, KeySpace::System, key, value, 0)?;
+                        self.put(cx, before.revision + 1, KeySpace::System, key, value, 0)?;
                     }
                     Ok(Done { frame_outcome: FrameOutcome::Written, time_ms, system: true, ..nothing })
+                }
+                Command::Begin(begin) => {
+                    let Some(timeline) = branch(cx, before, entry.log_id, &begin) else {
+                        return Ok(Done { frame_outcome: FrameOutcome::Refused, time_ms: begin.time_ms, ..nothing });
+                    };
+                    let (number, base) = (timeline.number, timeline.base_revision);
+                    let mut timelines = cx.body.state.read().head.timelines.clone();
+                    timelines.push(timeline);
+                    let (key, value) = (Bytes::from_static(system::TIMELINES_KEY), system::timelines_value(&timelines));
+                    self.put(cx, base, KeySpace::System, key, value, 0)?;
+                    self.put(cx, base, KeySpace::System, system::timeline_key(number), begin.record, 0)?;
+                    Ok(Done {
+                        frame_outcome: FrameOutcome::Written,
+                        time_ms: begin.time_ms,
+                        system: true,
+                        jump: Some(base),
+                        ..nothing
+                    })
                 }
             },
         }
     }
 
-    fn write(&mut self, body: &Body, before: &Before, write: WriteCommand) -> Result<Done, Failure> {
+    fn write(&mut self, cx: &Context, before: &Before, write: WriteCommand) -> Result<Done, Failure> {
         let time_ms = write.time_ms;
-        for (at, Guard { key, condition }) in write.guards.iter().enumerate() {
-            let current = self.newest(body, KeySpace::User, key)?.and_then(|entry| entry.meta());
+        let refused = |outcome| Done {
+            outcome,
+            frame_outcome: FrameOutcome::Refused,
+            time_ms,
+            system: false,
+            canary: false,
+            jump: None,
+        };
+        if let Some(outcome) = self.check_guards(cx, before, &write.guards)? {
+            return Ok(refused(outcome));
+        }
+        let system = write.ops.iter().any(|op| matches!(op, WriteOp::Put { space: KeySpace::System, .. }));
+        let Some(results) = self.write_ops(cx, before.revision + 1, write.ops)? else {
+            self.forget();
+            return Ok(refused(Outcome::TooLarge { revision: before.revision }));
+        };
+        let outcome = Outcome::Written { revision: self.revision_after(before), results };
+        Ok(Done { outcome, frame_outcome: FrameOutcome::Written, time_ms, system, canary: false, jump: None })
+    }
+
+    /// The refusal, when a guard does not hold.
+    pub(super) fn check_guards(
+        &mut self,
+        cx: &Context,
+        before: &Before,
+        guards: &[Guard],
+    ) -> Result<Option<Outcome>, IndexError> {
+        for (at, Guard { key, condition }) in guards.iter().enumerate() {
+            let current = self.newest(cx, KeySpace::User, key)?.and_then(|entry| entry.meta());
             if !condition.holds(current.map(|meta| meta.mod_revision)) {
-                let outcome = Outcome::Refused { revision: before.revision, guard: at, current };
-                return Ok(Done { outcome, frame_outcome: FrameOutcome::Refused, time_ms, system: false });
+                return Ok(Some(Outcome::Refused { revision: before.revision, guard: at, current }));
             }
         }
-        let revision = before.revision + 1;
-        let mut results = Vec::with_capacity(write.ops.len());
-        let mut system = false;
-        for op in write.ops {
+        Ok(None)
+    }
+
+    /// Does operations, each of which sees what those before it did; none when they delete too much.
+    pub(super) fn write_ops(
+        &mut self,
+        cx: &Context,
+        revision: Revision,
+        ops: Vec<WriteOp>,
+    ) -> Result<Option<Vec<OpResult>>, Failure> {
+        let mut results = Vec::with_capacity(ops.len());
+        for op in ops {
             results.push(match op {
-                WriteOp::Put { space, key, value, lease } => {
-                    system |= space == KeySpace::System;
-                    self.put(body, revision, space, key, value, lease)?
-                }
+                WriteOp::Put { space, key, value, lease } => self.put(cx, revision, space, key, value, lease)?,
                 WriteOp::Delete { space, key } => {
-                    let previous = self.delete(body, revision, space, key)?;
+                    let previous = self.delete(cx, revision, space, key)?;
                     OpResult::Deleted { count: u64::from(previous.is_some()), previous }
                 }
                 WriteOp::DeleteRange { space, start, end } => {
-                    let Some(count) = self.delete_range(body, revision, space, &start, end.as_deref())? else {
-                        self.builder.start();
-                        self.changes.clear();
-                        let outcome = Outcome::TooLarge { revision: before.revision };
-                        return Ok(Done { outcome, frame_outcome: FrameOutcome::Refused, time_ms, system: false });
-                    };
-                    OpResult::Deleted { count, previous: None }
+                    let mut budget = DeleteBudget::default();
+                    match self.delete_range(cx, revision, space, &start, end.as_deref(), &mut budget)? {
+                        Some(count) => OpResult::Deleted { count, previous: None },
+                        None => return Ok(None),
+                    }
                 }
             });
         }
-        let revision = if self.builder.is_empty() { before.revision } else { revision };
-        let outcome = Outcome::Written { revision, results };
-        Ok(Done { outcome, frame_outcome: FrameOutcome::Written, time_ms, system })
+        Ok(Some(results))
     }
 
-    fn newest(&mut self, body: &Body, space: KeySpace, key: &[u8]) -> Result<Option<IndexEntry>, IndexError> {
+    /// The revision after the operations so far: a new one if they changed anything.
+    pub(super) fn revision_after(&self, before: &Before) -> Revision {
+        before.revision + u64::from(!self.builder.is_empty())
+    }
+
+    /// Leaves no trace of the operations so far.
+    pub(super) fn forget(&mut self) {
+        self.builder.start();
+        self.changes.clear();
+    }
+
+    /// The newest version of a key by its index key, when the operations so far changed it.
+    pub(super) fn changed(&self, index_key: &[u8]) -> Option<IndexEntry> {
+        self.changes.get(index_key).map(|change| change.now)
+    }
+
+    /// What the operations so far changed from `start` on, up to and without `end`; in no order.
+    pub(super) fn changed_within<'s>(
+        &'s self,
+        start: &'s [u8],
+        end: &'s [u8],
+    ) -> impl Iterator<Item = (&'s [u8], IndexEntry)> {
+        let within = move |change: &&Change| *change.key >= *start && *change.key < *end;
+        self.changes.list.iter().filter(within).map(|change| (&*change.key, change.now))
+    }
+
+    fn newest(&mut self, cx: &Context, space: KeySpace, key: &[u8]) -> Result<Option<IndexEntry>, IndexError> {
         self.key.clear();
         self.key.push(space as u8);
         self.key.extend_from_slice(key);
-        body.newest(&self.key)
+        cx.body.newest(&self.key)
     }
 
     /// The key's version before this frame and its version now, after the operations so far.
-    fn versions(
+    pub(super) fn versions(
         &mut self,
-        body: &Body,
+        cx: &Context,
         space: KeySpace,
         key: &[u8],
     ) -> Result<(Option<IndexEntry>, Option<IndexEntry>), IndexError> {
@@ -180,80 +319,113 @@ impl Applier {
         if let Some(change) = self.changes.get(&self.key) {
             return Ok((change.before, Some(change.now)));
         }
-        let before = body.newest(&self.key)?;
+        let before = cx.body.newest(&self.key)?;
         Ok((before, before))
     }
 
-    fn put(
+    pub(super) fn put(
         &mut self,
-        body: &Body,
+        cx: &Context,
         revision: Revision,
         space: KeySpace,
         key: Bytes,
         value: Bytes,
         lease: u64,
     ) -> Result<OpResult, IndexError> {
-        let (before, now) = self.versions(body, space, &key)?;
+        let (before, now) = self.versions(cx, space, &key)?;
         let replaced = now.and_then(|entry| entry.meta());
         let (create_revision, version) = match &replaced {
             Some(meta) => (meta.create_revision, meta.version + 1),
             None => (revision, 1),
         };
         let meta = KeyMeta { create_revision, mod_revision: revision, version, lease };
-        let previous = before.map_or(0, |entry| entry.mod_revision);
+        let previous = self.previous(before);
+        let hung_on = replaced.as_ref().map_or(0, |meta| meta.lease);
+        // Keys on leases are few, so the others pay nothing for them.
+        let moved = (space == KeySpace::User && hung_on != lease).then(|| key.clone());
         self.builder.op(&FrameOp::Put { space, key, value, create_revision, version, lease, previous });
         self.changes.set(&self.key, IndexEntry::value(meta), before);
+        if let Some(key) = moved {
+            self.take_off(cx, revision, hung_on, &key)?;
+            if lease != 0 {
+                self.put(cx, revision, KeySpace::System, records::leased_key(lease, &key), Bytes::new(), 0)?;
+            }
+        }
         Ok(OpResult::Put { meta, previous: replaced.map(|meta| meta.mod_revision) })
     }
 
+    /// Takes a key off the lease that it hangs on.
+    fn take_off(&mut self, cx: &Context, revision: Revision, lease: u64, key: &[u8]) -> Result<(), IndexError> {
+        if lease != 0 {
+            self.delete(cx, revision, KeySpace::System, records::leased_key(lease, key))?;
+        }
+        Ok(())
+    }
+
     /// Deletes a key; returns the revision of the deleted value, none when there was none.
-    fn delete(
+    pub(super) fn delete(
         &mut self,
-        body: &Body,
+        cx: &Context,
         revision: Revision,
         space: KeySpace,
         key: Bytes,
     ) -> Result<Option<Revision>, IndexError> {
-        let (before, now) = self.versions(body, space, &key)?;
+        let (before, now) = self.versions(cx, space, &key)?;
         let Some(deleted) = now.and_then(|entry| entry.meta()) else { return Ok(None) };
-        self.tombstone(revision, space, key, before);
+        self.tombstone(revision, space, key.clone(), before);
+        if space == KeySpace::User {
+            self.take_off(cx, revision, deleted.lease, &key)?;
+        }
         Ok(Some(deleted.mod_revision))
+    }
+
+    /// The revision of a key's version before the frame, as its operations name it.
+    fn previous(&self, before: Option<IndexEntry>) -> Revision {
+        let before = before.filter(|entry| !entry.is_tombstone_at_or_below(self.tombstone_floor));
+        before.map_or(0, |entry| entry.mod_revision)
     }
 
     /// Writes the deletion of the key whose index key lies in `self.key`.
     fn tombstone(&mut self, revision: Revision, space: KeySpace, key: Bytes, before: Option<IndexEntry>) {
-        let previous = before.map_or(0, |entry| entry.mod_revision);
+        let previous = self.previous(before);
         self.builder.op(&FrameOp::Delete { space, key, previous });
         self.changes.set(&self.key, IndexEntry::tombstone(revision), before);
     }
 
     /// Deletes all keys of a range, in their order; returns how many, or none when they are too many.
-    fn delete_range(
+    pub(super) fn delete_range(
         &mut self,
-        body: &Body,
+        cx: &Context,
         revision: Revision,
         space: KeySpace,
         start: &[u8],
         end: Option<&[u8]>,
+        budget: &mut DeleteBudget,
     ) -> Result<Option<u64>, IndexError> {
         let (mut start, end) = (index_key(space, start), index_end(space, end));
-        // What the operations before this one changed, as the scan does not see it.
-        let mut doomed: BTreeMap<IndexKey, Option<IndexEntry>> = BTreeMap::new();
-        for change in self.changes.list.iter().filter(|change| change.now.live.is_some()) {
-            if *change.key >= *start && *change.key < *end {
-                doomed.insert(change.key.clone(), change.before);
+        // Each with its version before this frame, and its lease. First what the operations before this one changed, as
+        // the scan does not see it.
+        let mut doomed: BTreeMap<IndexKey, (Option<IndexEntry>, u64)> = BTreeMap::new();
+        for change in &self.changes.list {
+            if let Some(live) = change.now.live
+                && *change.key >= *start
+                && *change.key < *end
+            {
+                doomed.insert(change.key.clone(), (change.before, live.lease));
             }
         }
-        let mut bytes: usize = doomed.keys().map(|key| key.len()).sum();
+        budget.bytes += doomed.keys().map(|key| key.len()).sum::<usize>();
         loop {
-            let chunk = body.scan(&start, &end, SCAN_ENTRIES)?;
+            let chunk = cx.body.scan(&start, &end, SCAN_ENTRIES)?;
             for (key, entry) in chunk.entries {
-                if entry.live.is_some() && self.changes.get(&key).is_none() {
-                    bytes += key.len();
-                    doomed.insert(key, Some(entry));
+                if let Some(live) = entry.live
+                    && self.changes.get(&key).is_none()
+                {
+                    budget.bytes += key.len();
+                    doomed.insert(key, (Some(entry), live.lease));
                 }
             }
-            if doomed.len() > MAX_RANGE_DELETE_KEYS || bytes > MAX_RANGE_DELETE_BYTES {
+            if budget.keys + doomed.len() > MAX_RANGE_DELETE_KEYS || budget.bytes > MAX_RANGE_DELETE_BYTES {
                 return Ok(None);
             }
             match chunk.next {
@@ -261,14 +433,18 @@ impl Applier {
                 None => break,
             }
         }
-        let count = doomed.len() as u64;
-        for (key, before) in doomed {
+        let count = doomed.len();
+        budget.keys += count;
+        for (key, (before, lease)) in doomed {
             self.key.clear();
             self.key.extend_from_slice(&key);
             let key = Bytes::from(key).slice(1..);
-            self.tombstone(revision, space, key, before);
+            self.tombstone(revision, space, key.clone(), before);
+            if space == KeySpace::User {
+                self.take_off(cx, revision, lease, &key)?;
+            }
         }
-        Ok(Some(count))
+        Ok(Some(count as u64))
     }
 
     fn finish(&mut self, before: &Before, kind: EntryKind, log_id: LogId, done: &Done) -> Result<Frame, DecodeError> {
@@ -279,16 +455,17 @@ impl Applier {
             makes_revision,
             log_id,
             clock_ms: before.clock_ms.max(done.time_ms),
-            revision: before.revision + u64::from(makes_revision),
+            revision: done.jump.unwrap_or(before.revision + u64::from(makes_revision)),
         };
         self.builder.finish(head, before.chain)
     }
 
     /// Shows the frame and its changes to readers, in one step. Says whether the open tail was frozen.
-    fn publish(&mut self, body: &Body, config: &StoreConfig, frame: &Frame, system: bool) -> Result<bool, DecodeError> {
+    fn publish(&mut self, cx: &Context, frame: &Frame, done: &Done) -> Result<bool, DecodeError> {
+        let body = cx.body;
         let mut state = body.state.write();
         let state = &mut *state;
-        if system {
+        if done.system {
             // On a copy, because a record that cannot be read must leave no trace.
             let mut head = state.head.clone();
             system::advance(&mut head, frame, true)?;
@@ -296,16 +473,22 @@ impl Applier {
         } else {
             system::advance(&mut state.head, frame, false)?;
         }
+        if done.canary {
+            state.canary_ms = Some(frame.head().clock_ms);
+        }
         for Change { key, .. } in self.changes.list.iter().filter(|change| change.before.is_none()) {
             body.filter.add(key);
         }
         for Change { key, before, now } in self.changes.list.drain(..) {
             let lived = before.is_some_and(|entry| entry.live.is_some());
             state.live_keys = state.live_keys + u64::from(now.live.is_some()) - u64::from(lived);
-            state.changes.set(key, now, before);
+            state.counted.take(&key, before, now);
+            let droppable = before.is_some_and(|entry| entry.is_tombstone_at_or_below(self.tombstone_floor));
+            let base = if droppable { Base::AskIndex } else { Base::Known(before) };
+            state.changes.set(key, now, base);
         }
         state.open.push(frame);
-        Ok(state.freeze_if_full(config))
+        Ok(state.freeze_if_full(&cx.inner.config))
     }
 }
 

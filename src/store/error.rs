@@ -68,6 +68,14 @@ pub enum StoreError {
     Stopped(String),
 }
 
+impl StoreError {
+    /// Whether a new file could not be written, perhaps because the disk is full. Nobody needs that file yet, so the member
+    /// goes on, unless the store has stopped over it.
+    pub fn is_not_written(&self) -> bool {
+        matches!(self, StoreError::Io { doing: "creating" | "writing", .. })
+    }
+}
+
 impl From<HistoryError> for StoreError {
     fn from(error: HistoryError) -> StoreError {
         match error {
@@ -92,6 +100,14 @@ pub enum ReadError {
         /// The newest revision.
         current: Revision,
     },
+    /// The revision asked for belongs to a branch of history that was left behind.
+    #[error("revision belongs to a branch that was left at revision {fork}; what came after begins at {base}")]
+    Diverged {
+        /// The last revision that both have.
+        fork: Revision,
+        /// The first revision behind the fork.
+        base: Revision,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -106,5 +122,26 @@ impl From<HistoryError> for ReadError {
 impl From<IndexError> for ReadError {
     fn from(error: IndexError) -> ReadError {
         ReadError::Store(error.into())
+    }
+}
+
+/// An error that may say that the history is damaged.
+pub(super) trait AsDamage {
+    /// The damage; none when it is another error.
+    fn as_damage(&self) -> Option<&StoreError>;
+}
+
+impl AsDamage for StoreError {
+    fn as_damage(&self) -> Option<&StoreError> {
+        matches!(self, StoreError::Corrupt { .. }).then_some(self)
+    }
+}
+
+impl AsDamage for ReadError {
+    fn as_damage(&self) -> Option<&StoreError> {
+        match self {
+            ReadError::Store(error) => error.as_damage(),
+            ReadError::Compacted { .. } | ReadError::Future { .. } | ReadError::Diverged { .. } => None,
+        }
     }
 }

@@ -25,9 +25,16 @@ pub(super) struct Overlay {
 
 #[derive(Debug, Clone, Copy)]
 struct Change {
-    /// What the index holds before this overlay is written to it.
-    base: Option<IndexEntry>,
+    base: Base,
     now: IndexEntry,
+}
+
+/// What the index holds for a key just before an overlay is written to it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Base {
+    Known(Option<IndexEntry>),
+    /// A tombstone below both floors, or nothing: compaction may take it away at any time. The index knows.
+    AskIndex,
 }
 
 impl Overlay {
@@ -36,13 +43,13 @@ impl Overlay {
         self.entries.get(key).map(|change| change.now)
     }
 
-    /// Sets the newest version of a key; `before` is its version until now, here or below.
-    pub fn set(&mut self, key: IndexKey, now: IndexEntry, before: Option<IndexEntry>) {
+    /// Sets the newest version of a key; `base` is its version until now, here or below.
+    pub fn set(&mut self, key: IndexKey, now: IndexEntry, base: Base) {
         match self.entries.entry(key) {
             Entry::Occupied(mut occupied) => occupied.get_mut().now = now,
             Entry::Vacant(vacant) => {
                 self.bytes += vacant.key().len() + ENTRY_BYTES;
-                vacant.insert(Change { base: before, now });
+                vacant.insert(Change { base, now });
             }
         }
     }
@@ -68,8 +75,12 @@ impl Overlay {
         let mut batch: Vec<(&[u8], IndexEntry)> = Vec::with_capacity(BATCH_ENTRIES.min(self.len()));
         let mut left = self.entries.len();
         for (key, change) in &self.entries {
-            if let Some(base) = &change.base {
-                meta.contents.remove(key, base);
+            let base = match change.base {
+                Base::Known(base) => base,
+                Base::AskIndex => index.get(key)?,
+            };
+            if let Some(base) = base {
+                meta.contents.remove(key, &base);
             }
             meta.contents.add(key, &change.now);
             batch.push((key, change.now));

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::state::Body;
 use super::{Inner, StoreError};
 use crate::history::frame::Frame;
-use crate::history::{Head, HistoryError, Manifest, Segment, SegmentInfo, SegmentWriter, Tail};
+use crate::history::{Head, HistoryError, Manifest, Point, Segment, SegmentInfo, SegmentWriter, Staging, Tail};
 
 impl Inner {
     /// Seals the full tail when all of it is durable in the wal; says whether it did.
@@ -55,8 +55,8 @@ impl Inner {
             return Ok(false);
         }
         let started = Instant::now();
-        let infos = sealed.segments().iter().map(|segment| segment.info().clone()).collect();
-        let segment = self.write_segment(&tail, infos, &head).map_err(|e| self.fail(e))?;
+        let clock_ms = body.state.read().sealed_head.clock_ms;
+        let segment = self.write_segment(&tail, clock_ms, sealed.infos(), &head).map_err(|e| self.fail(e))?;
         let sealed = Arc::new(sealed.with(segment));
         let dropped = {
             let mut state = body.state.write();
@@ -76,24 +76,64 @@ impl Inner {
     fn write_segment(
         &self,
         tail: &Tail,
+        clock_ms: u64,
         mut segments: Vec<SegmentInfo>,
         head: &Head,
     ) -> Result<Arc<Segment>, HistoryError> {
         let id = self.next_segment_id.fetch_add(1, Ordering::Relaxed);
-        let mut writer = SegmentWriter::create(&self.disk, &self.dir, id, tail.start())?;
+        let mut writer = SegmentWriter::create(&self.disk, &self.dir, id, tail.start(), clock_ms)?;
         for bytes in tail.frames() {
             // Checked again: what was damaged in memory must not become a segment.
             let frame =
                 Frame::parse(bytes).map_err(|e| HistoryError::corrupt("the tail in memory", 0, e.to_string()))?;
-            writer.push(bytes, frame.head().revision, frame.chain())?;
+            writer.push(&frame)?;
         }
         let info = writer.finish()?;
-        let dir = self.dir.display().to_string();
-        self.disk.sync_dir(&self.dir).map_err(HistoryError::io("syncing", dir))?;
+        self.sync_dir()?;
         segments.push(info.clone());
-        let next_segment_id = self.next_segment_id.load(Ordering::Relaxed);
-        Manifest { segments, head: head.clone(), next_segment_id }.commit(self.disk.as_ref(), &self.dir)?;
+        // What is kept of a delta begins where the sealed history ended until now. Nobody can go on with it, except whoever
+        // is receiving it already.
+        let goes_on = |base| base == Point::default() || self.held_bases.lock().contains(&base);
+        let (kept, dropped): (Option<Staging>, Option<Staging>) = match self.staging.lock().clone() {
+            Some(staging) if !goes_on(staging.base) => (None, Some(staging)),
+            kept => (kept, None),
+        };
+        self.commit(segments, head, kept.clone())?;
+        *self.staging.lock() = kept;
+        self.remove_staged(dropped, None);
         Segment::open(&self.disk, &self.dir, &info).map(Arc::new)
+    }
+
+    /// Finishes a segment that no MANIFEST names yet. When its sync fails nothing is written any more, on no file: what
+    /// the disk did is unknown. Any other error leaves things as they were.
+    pub(super) fn finish_segment(&self, writer: SegmentWriter) -> Result<SegmentInfo, StoreError> {
+        writer.finish().map_err(|error| self.not_written(error))
+    }
+
+    /// What it means that a new segment could not be written.
+    pub(super) fn not_written(&self, error: HistoryError) -> StoreError {
+        match error {
+            HistoryError::Io { doing: "syncing", .. } => self.fail(error),
+            error => error.into(),
+        }
+    }
+
+    /// Makes the names of finished segments durable.
+    pub(super) fn sync_dir(&self) -> Result<(), HistoryError> {
+        let dir = self.dir.display().to_string();
+        self.disk.sync_dir(&self.dir).map_err(HistoryError::io("syncing", dir))
+    }
+
+    /// Commits a MANIFEST. The caller holds `work`, and fails the store when this fails.
+    pub(super) fn commit(
+        &self,
+        segments: Vec<SegmentInfo>,
+        head: &Head,
+        staging: Option<Staging>,
+    ) -> Result<(), HistoryError> {
+        let next_segment_id = self.next_segment_id.load(Ordering::Relaxed);
+        let manifest = Manifest { segments, head: head.clone(), next_segment_id, staging };
+        manifest.commit(self.disk.as_ref(), &self.dir)
     }
 
     /// Moves the changes of sealed tails to the index.
@@ -101,6 +141,7 @@ impl Inner {
         let mut moved = false;
         {
             let _work = self.work.lock();
+            self.check_not_failed()?;
             let body = self.body();
             while self.flush_oldest(&body)? {
                 moved = true;
@@ -112,7 +153,7 @@ impl Inner {
         Ok(())
     }
 
-    fn flush_oldest(&self, body: &Body) -> Result<bool, StoreError> {
+    pub(super) fn flush_oldest(&self, body: &Body) -> Result<bool, StoreError> {
         let (changes, end) = {
             let state = body.state.read();
             match state.frozen.front() {

@@ -16,9 +16,10 @@ use parking_lot::{Mutex, RwLock};
 
 use super::filter::KeyFilter;
 use super::overlay::Overlay;
+use super::records::Counted;
 use super::{StoreConfig, StoreError};
 use crate::history::cache::ByteCache;
-use crate::history::{Frame, Head, Sealed, Segment, TableCache, Tail};
+use crate::history::{Blocks, Frame, Head, Sealed, Segment, TableCache, Tail};
 use crate::index::{Index, IndexEntry, IndexError, IndexKey, IndexKind, IndexMeta};
 use crate::model::{KeySpace, Revision};
 
@@ -34,11 +35,20 @@ pub(super) struct Body {
     /// revision may be another value.
     pub values: ByteCache<IndexKey, (Revision, Bytes)>,
     /// Every key that was ever written, deleted ones too.
-    pub filter: KeyFilter,
+    pub filter: Arc<KeyFilter>,
     index: Option<Arc<dyn Index>>,
     kind: IndexKind,
     generation: u64,
     replaced: AtomicBool,
+}
+
+/// The open index that a closed store leaves to the next one that this process opens on the same directory. It holds what
+/// its record says, because this process wrote all of it: it needs no scan, which takes seconds for millions of keys.
+pub struct KeptIndex {
+    pub(super) generation: u64,
+    pub(super) index: Arc<dyn Index>,
+    pub(super) meta: IndexMeta,
+    pub(super) filter: Arc<KeyFilter>,
 }
 
 /// What changes with every applied entry.
@@ -51,6 +61,9 @@ pub(super) struct State {
     pub open: Tail,
     pub changes: Overlay,
     pub live_keys: u64,
+    pub counted: Counted,
+    /// The time in the newest canary that was applied to this content since it was opened.
+    pub canary_ms: Option<u64>,
 }
 
 /// A full tail and what it changed.
@@ -63,7 +76,7 @@ pub(super) struct Frozen {
 }
 
 impl State {
-    pub fn new(head: Head, sealed: Sealed, live_keys: u64) -> State {
+    pub fn new(head: Head, sealed: Sealed, live_keys: u64, counted: Counted) -> State {
         State {
             open: Tail::new(head.point()),
             sealed_head: Arc::new(head.clone()),
@@ -72,6 +85,8 @@ impl State {
             frozen: VecDeque::new(),
             changes: Overlay::default(),
             live_keys,
+            counted,
+            canary_ms: None,
         }
     }
 
@@ -140,7 +155,7 @@ impl Body {
         state: State,
         index: Arc<dyn Index>,
         meta: IndexMeta,
-        filter: KeyFilter,
+        filter: Arc<KeyFilter>,
         (kind, generation): (IndexKind, u64),
         value_cache_bytes: usize,
     ) -> Body {
@@ -160,15 +175,28 @@ impl Body {
         self.index.as_deref().expect("only drop takes the index away")
     }
 
+    /// The index for the next body on the same history. The caller sees to it that nothing is written to it meanwhile.
+    pub fn keep_index(&self) -> KeptIndex {
+        KeptIndex {
+            generation: self.generation,
+            index: self.index.clone().expect("only drop takes the index away"),
+            meta: *self.index_meta.lock(),
+            filter: self.filter.clone(),
+        }
+    }
+
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Another body took this one's place: its index and segments go with the last reader.
-    pub fn replaced(&self) {
+    /// Another body took this one's place: its index goes with the last reader, and so do the segments that the new one
+    /// does not have.
+    pub fn replaced_by(&self, new: &Sealed) {
         self.replaced.store(true, Ordering::Relaxed);
         for segment in self.state.read().sealed.segments() {
-            segment.remove_when_unused();
+            if !new.segments().iter().any(|kept| Arc::ptr_eq(kept, segment)) {
+                segment.remove_when_unused();
+            }
         }
     }
 
@@ -181,6 +209,16 @@ impl Body {
         if changed.is_some() { Ok(changed) } else { self.index().get(key) }
     }
 
+    /// The newest sealed version of a key: what a restart finds.
+    pub fn newest_sealed(&self, key: &[u8]) -> Result<Option<IndexEntry>, IndexError> {
+        let changed = {
+            let state = self.state.read();
+            let sealed = state.frozen.iter().rev().filter(|frozen| frozen.tail.is_none());
+            sealed.filter_map(|frozen| frozen.changes.get(key)).next()
+        };
+        if changed.is_some() { Ok(changed) } else { self.index().get(key) }
+    }
+
     /// Where the frame that made a revision lies; none when there is no such frame.
     pub fn frame_source(&self, revision: Revision) -> Option<FrameSource> {
         let state = self.state.read();
@@ -190,13 +228,43 @@ impl Body {
         state.sealed.segment_of_revision(revision).cloned().map(FrameSource::Segment)
     }
 
-    /// The frame that made a revision. One that is missing is damage, as revisions only come from the index and from
-    /// other frames.
-    pub fn frame(&self, revision: Revision, tables: &TableCache) -> Result<Frame, StoreError> {
+    /// The frame that made a revision; none when compaction has dropped it. Revisions only come from the index and from
+    /// other frames, so for one that the floor has not passed the caller must take that for damage.
+    pub fn frame(
+        &self,
+        revision: Revision,
+        tables: &TableCache,
+        blocks: &mut Blocks,
+    ) -> Result<Option<Frame>, StoreError> {
         match self.frame_source(revision) {
-            Some(source) => source.frame(revision, tables),
-            None => Err(missing(revision)),
+            Some(source) => source.frame(revision, tables, blocks),
+            None => Ok(None),
         }
+    }
+
+    /// Forgets tombstones that are below both floors, so that the index does not keep them. Other versions of these keys
+    /// stay. The caller holds the store's `work` lock.
+    pub fn forget_tombstones(&self, keys: &[IndexKey], floor: Revision) -> Result<(), IndexError> {
+        let mut meta = self.index_meta.lock();
+        let mut after = *meta;
+        let mut forgotten: Vec<&[u8]> = Vec::with_capacity(keys.len());
+        for key in keys {
+            // What waits for the index is written over it, and counts on what the index holds.
+            if self.state.read().changed(key).is_some() {
+                continue;
+            }
+            if let Some(entry) = self.index().get(key)?
+                && entry.is_tombstone_at_or_below(floor)
+            {
+                after.contents.remove(key, &entry);
+                forgotten.push(key);
+            }
+        }
+        if !forgotten.is_empty() {
+            self.index().remove(&forgotten, &after)?;
+            *meta = after;
+        }
+        Ok(())
     }
 
     /// A chunk of the newest versions of the keys from `start` on, up to and without `end`, in order, and where the next
@@ -250,17 +318,19 @@ pub(super) struct ScanChunk {
 }
 
 impl FrameSource {
-    pub fn frame(&self, revision: Revision, tables: &TableCache) -> Result<Frame, StoreError> {
+    pub fn frame(
+        &self,
+        revision: Revision,
+        tables: &TableCache,
+        blocks: &mut Blocks,
+    ) -> Result<Option<Frame>, StoreError> {
         match self {
-            FrameSource::Memory(bytes) => Frame::parse(bytes).map_err(|e| StoreError::Corrupt {
+            FrameSource::Memory(bytes) => Frame::parse(bytes).map(Some).map_err(|e| StoreError::Corrupt {
                 file: "the tail in memory".into(),
                 offset: 0,
                 what: format!("the frame of revision {revision}: {e}"),
             }),
-            FrameSource::Segment(segment) => match segment.frame_at_revision(revision, tables)? {
-                Some(frame) => Ok(frame),
-                None => Err(segment.corrupt(0, format!("it has no frame of revision {revision}")).into()),
-            },
+            FrameSource::Segment(segment) => Ok(segment.frame_at_revision(revision, tables, blocks)?),
         }
     }
 }
@@ -269,7 +339,7 @@ pub(super) fn missing(revision: Revision) -> StoreError {
     StoreError::Corrupt {
         file: "the history".into(),
         offset: 0,
-        what: format!("no segment holds revision {revision}, which a key refers to"),
+        what: format!("revision {revision}, which a key refers to, is not there"),
     }
 }
 

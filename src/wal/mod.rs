@@ -301,6 +301,26 @@ impl Wal {
         }
     }
 
+    /// Like [`Wal::entries`], but never reads a file: `None` when the first entry is no longer in memory.
+    pub fn entries_in_memory(&self, from: u64, to: u64, max_bytes: usize) -> Result<Option<Vec<Entry>>, WalError> {
+        let inner = self.lock();
+        inner.check_running()?;
+        let view = &inner.view;
+        let mut found = Found { entries: Vec::new(), bytes: 0, max_bytes };
+        let to = to.min(view.next());
+        if from >= to {
+            return Ok(Some(Vec::new()));
+        }
+        if from < view.first() {
+            return Err(WalError::Purged { first: view.first() });
+        }
+        if from < view.tail_first() {
+            return Ok(None);
+        }
+        let _full = view.tail_from(from, to).try_for_each(|entry| found.push(entry.clone()));
+        Ok(Some(found.entries))
+    }
+
     /// The entries from `from` up to but without `to`, as far as the log reaches, in order. Stops after `max_bytes` of
     /// encoded entries, but gives at least one if there is one.
     pub fn entries(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, WalError> {
@@ -364,6 +384,12 @@ impl Wal {
     /// The index of the first entry that is not purged.
     pub fn first_index(&self) -> u64 {
         self.lock().view.first()
+    }
+
+    /// Roughly how many bytes the entries from `from` on have, up to but without `to`, as far as the log holds them. Never
+    /// reads a file.
+    pub fn bytes_between(&self, from: u64, to: u64) -> u64 {
+        self.lock().view.bytes_between(from, to)
     }
 
     /// Figures for metrics.

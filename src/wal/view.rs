@@ -17,6 +17,8 @@ use crate::model::{Entry, LogId};
 
 /// How far apart marks are: what a reader may have to skip.
 pub(super) const MARK_EVERY_BYTES: u64 = 64 << 10;
+/// So many entries are counted one by one.
+const COUNTED_ENTRIES: u64 = 4096;
 /// What an entry costs in memory besides its payload.
 const ENTRY_OVERHEAD_BYTES: usize = size_of::<Entry>();
 
@@ -187,6 +189,31 @@ impl View {
     pub fn tail_from(&self, from: u64, to: u64) -> impl Iterator<Item = &Entry> {
         let skip = (from - self.tail_first()) as usize;
         self.tail.range(skip.min(self.tail.len())..).take(to.saturating_sub(from) as usize)
+    }
+
+    /// How many bytes the entries from `from` on have, up to but without `to`: exactly while they are few and in memory,
+    /// else as far apart as their marks lie in the files.
+    pub fn bytes_between(&self, from: u64, to: u64) -> u64 {
+        let (from, to) = (from.max(self.first()), to.min(self.next()));
+        if from >= to {
+            return 0;
+        }
+        if from >= self.tail_first() && to - from <= COUNTED_ENTRIES {
+            return self.tail_from(from, to).map(|entry| encoded_entry_bytes(entry) as u64).sum();
+        }
+        self.place(to).saturating_sub(self.place(from))
+    }
+
+    /// About where an entry lies, in bytes from the beginning of the first segment. What is not written yet lies at the
+    /// end.
+    fn place(&self, index: u64) -> u64 {
+        let bytes = |segments: &mut dyn Iterator<Item = &Segment>| segments.map(|segment| segment.end).sum::<u64>();
+        match self.find(index) {
+            Some((found, mark, _)) if index < self.written_next => {
+                bytes(&mut self.segments.iter().take_while(|segment| segment.id != found.id)) + mark.offset
+            }
+            _ => bytes(&mut self.segments.iter()),
+        }
     }
 
     /// Notes that a truncation has reached the files.

@@ -69,6 +69,7 @@ fn status_members_and_role_agree_on_every_member() {
         assert_eq!(status["leader"]["name"], cluster.member(leader).name, "{status}");
         assert_eq!(status["leader"]["client_url"], url(&cluster, leader), "{status}");
         assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+        assert!(status["feature_level"].is_u64(), "{status}");
         let index = |field: &str| status[field].as_u64().unwrap_or_else(|| panic!("no {field}: {status}"));
         assert!(index("applied_index") <= index("committed_index"), "{status}");
         assert!(index("committed_index") <= index("last_index"), "{status}");

@@ -181,7 +181,7 @@ fn headers_that_would_change_the_meaning_are_refused_when_doubled_or_not_underst
         let twice = Request::new("PUT", "/v1/kv/a").header(name, "*").header(name, "\"1\"").body("2");
         named(twice.send(member.at), name);
     }
-    for (name, value) in [("Idempotency-Key", "abc"), ("If-Unmodified-Since", "Wed, 21 Oct 2015 07:28:00 GMT")] {
+    for (name, value) in [("Idempotency-Key", "a b"), ("If-Unmodified-Since", "Wed, 21 Oct 2015 07:28:00 GMT")] {
         named(Request::new("PUT", "/v1/kv/a").header(name, value).body("2").send(member.at), name);
         named(Request::new("DELETE", "/v1/kv/a").header(name, value).send(member.at), name);
     }

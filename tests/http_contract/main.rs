@@ -1,4 +1,4 @@
-//! The HTTP contract of `docs/api.md`, case by case, on real sockets, with hostile input.
+//! The HTTP contract of `docs/http-api.md`, case by case, on real sockets, with hostile input.
 //!
 //! Most cases run against a cluster of one member, which is quick to start; those of [`cluster`] against three voters
 //! and a mirror. Requests are bytes (see `support::http`), so nothing is tidied up on the way. Every test has a member
@@ -12,10 +12,14 @@ mod support;
 mod cluster;
 mod conditions;
 mod hostile;
+mod idempotency;
 mod keys;
+mod leases;
+mod members;
 mod parameters;
 mod ranges;
 mod reads;
+mod txn;
 
 use std::net::SocketAddr;
 

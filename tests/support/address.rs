@@ -3,7 +3,7 @@
 //! A cluster takes eight neighbouring addresses `127.x.y.z`, found from the process id and a counter, and its members
 //! use the standard ports there. Whoever holds the port [`RESERVATION_PORT`] on the first of them owns all eight, so
 //! test binaries that run side by side cannot take the same. Nothing else uses these addresses: the kernel gives every
-//! outgoing loopback connection the source 127.0.0.1, whatever its destination (`tests/cluster.rs` looks whether that
+//! outgoing loopback connection the source 127.0.0.1, whatever its destination (`tests/cluster/processes.rs` looks whether that
 //! is so), so a port here is never taken by a stranger between the stop and the restart of a member.
 //!
 //! Only Linux answers on all of 127.0.0.0/8 without being told to.
@@ -20,6 +20,8 @@ pub const ADDRESSES_PER_CLUSTER: u8 = 8;
 pub const CLIENT_PORT: u16 = 7400;
 /// Where members listen for each other.
 pub const PEER_PORT: u16 = 7401;
+/// Where the gate of a member stands, when its cluster has a link between its sites (see [`super::link`]).
+pub const GATE_PORT: u16 = 7411;
 
 /// The members that may run at once in this test binary. More would only make all of them slow.
 const MEMBERS_AT_ONCE: usize = 9;
@@ -66,6 +68,11 @@ impl Addresses {
     /// Where the member with this number listens for its peers.
     pub fn peer(&self, member: usize) -> SocketAddr {
         SocketAddr::new(self.ip(member), PEER_PORT)
+    }
+
+    /// Where the gate of the member with this number stands.
+    pub fn gate(&self, member: usize) -> SocketAddr {
+        SocketAddr::new(self.ip(member), GATE_PORT)
     }
 }
 

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use super::address::{Addresses, Permit};
 use super::http::{self, Answer, Connection, Request};
+use super::link::Link;
 use super::{wait_for, wait_within};
 
 /// How long a question about the state of a member may take; a paused member does not answer at all.
@@ -30,12 +31,15 @@ pub struct Plan {
     voters: usize,
     mirrors: usize,
     flags: Vec<String>,
+    program: Option<PathBuf>,
+    linked: bool,
+    points: bool,
 }
 
 impl Plan {
     /// So many voters in site `east` and mirrors in site `west`.
     pub fn new(voters: usize, mirrors: usize) -> Plan {
-        Plan { voters, mirrors, flags: Vec::new() }
+        Plan { voters, mirrors, flags: Vec::new(), program: None, linked: false, points: false }
     }
 
     /// With a flag more for `lifeboat serve` on every member.
@@ -44,8 +48,43 @@ impl Plan {
         self
     }
 
+    /// With a log and tails so small that a few megabytes make many segments, and that the log forgets soon.
+    pub fn seals_early(self) -> Plan {
+        self.flag("--wal-segment-bytes", "1MiB")
+            .flag("--wal-memory-bytes", "1MiB")
+            .flag("--wal-keep-bytes", "2MiB")
+            .flag("--tail-bytes", "1MiB")
+    }
+
+    /// With another program than the one under test, for example that of an earlier release.
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Plan {
+        self.program = Some(program.into());
+        self
+    }
+
+    /// With a link between the site `east` and all others, which the test delays, stalls and cuts: [`Cluster::link`].
+    pub fn linked(mut self) -> Plan {
+        self.linked = true;
+        self
+    }
+
+    /// With members that die or wait where the test says ([`Cluster::arm_crash`], [`Cluster::arm_hold`]).
+    pub fn with_points(mut self) -> Plan {
+        self.points = true;
+        self
+    }
+
+    /// With elections so slow that the leader stays the same however busy the machine is.
+    pub fn steady(self) -> Plan {
+        self.flag("--election-min-ms", "1500ms").flag("--election-max-ms", "2s")
+    }
+
     /// Starts the members and waits until all have joined and are ready.
     pub fn start(self) -> Cluster {
+        let (joined, votes) = (self.voters + self.mirrors - 1, self.voters.saturating_sub(1));
+        // Older members, and those that pass for older ones, write no events of the cluster.
+        let old = |flag: &String| flag == "--announce-feature-level";
+        let makes_events = self.program.is_none() && !self.flags.iter().any(old);
         let mut cluster = self.prepare();
         cluster.start_member(0);
         cluster.wait_ready(0);
@@ -53,6 +92,12 @@ impl Plan {
             cluster.start_member(member);
         }
         cluster.wait_joined();
+        if makes_events {
+            let wanted = [("member-joined", joined), ("member-votes", votes)];
+            for member in 0..cluster.len() {
+                super::wait_cluster_events(cluster.client(member), &wanted);
+            }
+        }
         cluster
     }
 
@@ -65,8 +110,16 @@ impl Plan {
             addresses: Addresses::reserve(),
             members: Vec::new(),
             flags: self.flags,
+            program: self.program.unwrap_or_else(|| env!("CARGO_BIN_EXE_lifeboat").into()),
+            link: self.linked.then(Link::new),
+            points: None,
             _permit: permit,
         };
+        if self.points {
+            let points = cluster.path().join("points");
+            fs::create_dir(&points).expect("a directory");
+            cluster.points = Some(points);
+        }
         for _ in 0..self.voters {
             cluster.add_member("voter", "east");
         }
@@ -103,13 +156,29 @@ pub struct Cluster {
     addresses: Addresses,
     members: Vec<Member>,
     flags: Vec<String>,
+    /// What members run that are started from now on.
+    program: PathBuf,
+    /// What connects the sites, if the plan has it.
+    link: Option<Link>,
+    /// Where members look for what they shall do at named places.
+    points: Option<PathBuf>,
     _permit: Permit,
 }
 
 impl Cluster {
+    /// Members that are started from now on run the program under test.
+    pub fn use_current_program(&mut self) {
+        self.program = env!("CARGO_BIN_EXE_lifeboat").into();
+    }
+
     /// How many members there are, running or not.
     pub fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// The link between the site `east` and the others.
+    pub fn link(&self) -> &Link {
+        self.link.as_ref().expect("the plan is linked()")
     }
 
     /// A member by its number, from 0.
@@ -154,14 +223,22 @@ impl Cluster {
             .chain(["--data-dir".into(), data.display().to_string()])
             .chain(["--client-listen".into(), client.to_string(), "--peer-listen".into(), peer.to_string()])
             .collect();
+        let mut founder = self.addresses.peer(0);
+        if let Some(link) = &self.link {
+            let gate = self.addresses.gate(number);
+            link.open_gate(gate, peer, site, data.clone());
+            arguments.extend(["--peer-url".into(), format!("http://{gate}")]);
+            founder = self.addresses.gate(0);
+        }
         if number == 0 {
             arguments.push("--bootstrap".into());
         } else {
-            arguments.extend(["--join".into(), format!("http://{}", self.members[0].peer)]);
+            arguments.extend(["--join".into(), format!("http://{founder}")]);
         }
         arguments.extend(self.flags.iter().cloned());
         let log = self.path().join(format!("{name}.log"));
-        self.members.push(Member { name, role, client, peer, data, arguments, log, child: None, paused: false });
+        let (child, paused) = (None, false);
+        self.members.push(Member { name, role, client, peer, data, arguments, log, child, paused });
         number
     }
 
@@ -170,10 +247,13 @@ impl Cluster {
         let member = &mut self.members[member];
         assert!(member.child.is_none(), "{} runs already", member.name);
         let log = OpenOptions::new().create(true).append(true).open(&member.log).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        let mut command = Command::new(&self.program);
         // What is set for the test is not meant for the member.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LIFEBOAT_")) {
             command.env_remove(name);
+        }
+        if let Some(points) = &self.points {
+            command.env("LIFEBOAT_TEST_POINTS", points);
         }
         let child = command
             .args(&member.arguments)
@@ -193,6 +273,60 @@ impl Cluster {
         let mut child = member.child.take().expect("the member runs");
         child.kill().expect("SIGKILL reaches a child that was not waited for");
         child.wait().expect("a killed child ends");
+    }
+
+    fn point(&self, what: &str, name: &str) -> PathBuf {
+        self.points.as_ref().expect("the plan is with_points()").join(format!("{what}-{name}"))
+    }
+
+    /// The first member that comes to a named place dies there.
+    pub fn arm_crash(&self, name: &str) {
+        let _ = fs::remove_file(self.point("crashed", name));
+        fs::write(self.point("crash", name), name).expect("a file");
+    }
+
+    /// Waits until a member has died at a named place, and gives its number. It does not run any more.
+    pub fn wait_crashed(&mut self, name: &str) -> usize {
+        let crashed = self.point("crashed", name);
+        wait_for(&format!("a member to come to {name}"), || match crashed.exists() {
+            true => Ok(()),
+            false => Err("nobody has".into()),
+        });
+        wait_for(&format!("the member that came to {name} to be gone"), || {
+            for (number, member) in self.members.iter_mut().enumerate() {
+                let Some(child) = &mut member.child else { continue };
+                if child.try_wait().expect("a child can be asked").is_some() {
+                    member.child = None;
+                    return Ok(number);
+                }
+            }
+            Err("all run".into())
+        })
+    }
+
+    /// Whoever comes to a named place waits there until [`Cluster::release`].
+    pub fn arm_hold(&self, name: &str) {
+        let _ = fs::remove_file(self.point("held", name));
+        fs::write(self.point("hold", name), name).expect("a file");
+    }
+
+    /// Waits until somebody waits at a named place.
+    pub fn wait_held(&self, name: &str) {
+        let held = self.point("held", name);
+        wait_for(&format!("a member to wait at {name}"), || match held.exists() {
+            true => Ok(()),
+            false => Err("nobody does".into()),
+        });
+    }
+
+    /// Whether nobody has come to a place at which all are held.
+    pub fn is_not_held(&self, name: &str) -> bool {
+        self.point("hold", name).exists() && !self.point("held", name).exists()
+    }
+
+    /// Lets go on who waits at a named place.
+    pub fn release(&self, name: &str) {
+        fs::remove_file(self.point("hold", name)).expect("it was armed");
     }
 
     /// SIGTERM: the member drains. Does not wait; see [`Cluster::wait_exit`].

@@ -96,6 +96,17 @@ pub struct Record {
     pub asked: Asked,
     /// What was told.
     pub told: Told,
+    /// Whom, and on which timeline.
+    pub by: By,
+}
+
+/// Who answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct By {
+    /// The number of the member that was asked.
+    pub member: usize,
+    /// The timeline that it said it was on; none when there was no answer.
+    pub timeline: Option<u128>,
 }
 
 /// Something read outside of the order, for example a stale read: it must be true of some moment.
@@ -107,6 +118,8 @@ pub struct Glimpse {
     pub value: u64,
     /// Its revision.
     pub revision: u64,
+    /// Who said so.
+    pub by: By,
 }
 
 /// All that happened in a test.
@@ -241,6 +254,11 @@ impl History {
         assert_eq!(verdict, Verdict::Linearizable, "{}", self.summary());
     }
 
+    /// Says so when a revision stands for two things, or a value has two revisions.
+    pub fn revisions_name_one_thing(&self) -> Result<(), String> {
+        self.revisions().map(|_| ())
+    }
+
     /// How many operations of each kind there are.
     pub fn summary(&self) -> String {
         let count = |wanted: fn(&Told) -> bool| self.records.iter().filter(|record| wanted(&record.told)).count();
@@ -327,6 +345,32 @@ impl History {
                 metadata: Some(record.who.clone()),
             });
         }
+        drop_unseen(&mut steps);
         Ok(steps)
     }
+}
+
+/// Takes out writes of unknown fate whose value nobody saw: that they never took effect explains as much, and the search for
+/// an order would try each of them everywhere. Where something was seen of which nobody knows what it was, all stay.
+fn drop_unseen(steps: &mut Vec<Operation<Register>>) {
+    let mut seen_values: BTreeSet<u64> = BTreeSet::new();
+    let mut unclear: BTreeSet<u32> = BTreeSet::new();
+    for Step { key, action } in steps.iter().map(|step| &step.op) {
+        let (condition, seen) = match *action {
+            Action::Read(value) => (Condition::Always, Seen::Is(value)),
+            Action::Wrote(_, condition, seen) | Action::Refused(condition, seen) => (condition, seen),
+            Action::Open(_, condition) => (condition, Seen::Is(None)),
+        };
+        match seen {
+            Seen::Is(value) => seen_values.extend(value),
+            Seen::Something => drop(unclear.insert(*key)),
+        }
+        if let Condition::Holds(value) = condition {
+            seen_values.insert(value);
+        }
+    }
+    steps.retain(|step| match step.op.action {
+        Action::Open(Some(value), _) => seen_values.contains(&value) || unclear.contains(&step.op.key),
+        _ => true,
+    });
 }

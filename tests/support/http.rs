@@ -18,6 +18,25 @@ pub const SOCKET_TIMEOUT: Duration = Duration::from_secs(20);
 /// The largest answer that is taken; more is a mistake of the test or of the server.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
+/// The problems of those who recover from a disaster: each names the command that makes sense next.
+const WITH_NEXT: [&str; 8] = [
+    "fenced",
+    "not-fenced",
+    "primary-answers",
+    "standby-incomplete",
+    "switchover-refused",
+    "drill-refused",
+    "unknown-site",
+    "unknown-file",
+];
+
+/// Whether what a member says, a reply or a problem, names the command that makes sense next.
+pub fn names_next(said: &Value) -> bool {
+    let words = said["next"].as_str().or(said["detail"].as_str()).unwrap_or_default();
+    let commands = ["dr", "salvage", "members", "replication", "events", "verify"];
+    commands.iter().any(|command| words.contains(&format!("lifeboat {command}")))
+}
+
 /// Why no answer came.
 #[derive(Debug)]
 pub enum Failure {
@@ -99,6 +118,9 @@ impl Answer {
         assert_eq!(problem["status"], status, "{self}");
         for text in ["title", "detail"] {
             assert!(problem[text].as_str().is_some_and(|t| !t.is_empty()), "problem without {text}: {self}");
+        }
+        if WITH_NEXT.contains(&kind) {
+            assert!(names_next(&problem), "problem without the next command: {self}");
         }
         let retry = problem["retry"].as_str().unwrap_or_default();
         assert!(["safe", "unknown", "never"].contains(&retry), "problem with retry {retry:?}: {self}");
@@ -190,6 +212,40 @@ impl Connection {
         Ok(answer)
     }
 
+    /// Reads the head of an answer whose body comes in chunks, one by one; any other answer whole.
+    pub fn read_stream(&mut self) -> io::Result<Answer> {
+        let end = loop {
+            if let Some(at) = find(&self.received, b"\r\n\r\n") {
+                break at;
+            }
+            self.receive()?;
+        };
+        let (status, headers) = parse_headers(&self.received[..end])?;
+        let answer = Answer { status, headers, body: Vec::new() };
+        if answer.header("transfer-encoding") != Some("chunked") {
+            return self.read_answer(false);
+        }
+        self.received.drain(..end + 4);
+        Ok(answer)
+    }
+
+    /// The next chunk of a body; none at its end.
+    pub fn read_chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let line = self.read_line()?;
+        let text = std::str::from_utf8(&line).map_err(|_| malformed("a chunk size that is not text"))?;
+        let digits = text.split(';').next().unwrap_or_default().trim();
+        let size = usize::from_str_radix(digits, 16).map_err(|_| malformed("a chunk size that is no number"))?;
+        if size == 0 {
+            while !self.read_line()?.is_empty() {}
+            return Ok(None);
+        }
+        let chunk = self.take(size)?;
+        if !self.take(2)?.eq(b"\r\n") {
+            return Err(malformed("a chunk without its end"));
+        }
+        Ok(Some(chunk))
+    }
+
     /// Everything until the other side closes.
     pub fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
         let mut all = std::mem::take(&mut self.received);
@@ -230,20 +286,10 @@ impl Connection {
 
     fn read_chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
-        loop {
-            let line = self.read_line()?;
-            let text = std::str::from_utf8(&line).map_err(|_| malformed("a chunk size that is not text"))?;
-            let digits = text.split(';').next().unwrap_or_default().trim();
-            let size = usize::from_str_radix(digits, 16).map_err(|_| malformed("a chunk size that is no number"))?;
-            if size == 0 {
-                while !self.read_line()?.is_empty() {}
-                return Ok(body);
-            }
-            body.extend(self.take(size)?);
-            if !self.take(2)?.eq(b"\r\n") {
-                return Err(malformed("a chunk without its end"));
-            }
+        while let Some(chunk) = self.read_chunk()? {
+            body.extend(chunk);
         }
+        Ok(body)
     }
 }
 

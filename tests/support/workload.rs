@@ -1,13 +1,14 @@
 //! Concurrent clients that record what they ask and what they are told, while a test hurts the cluster.
 //!
 //! Half of the clients keep to one member each, the others go to any; a request takes whatever member it meets. The
-//! clients write *registers*, few keys that all of them fight over, for the judge of [`super::history`], and *journal*
-//! entries, each under a key of its own and never overwritten: an acknowledged one must be there at the end, and one
-//! that was refused as not applied must not. They do not retry: a retry would hide what the judge wants to see.
+//! clients write *registers*, few keys that all of them fight over, for the judge of [`super::history`], by plain writes
+//! and by transactions; and *journal* entries, each under a key of its own and never overwritten: an acknowledged one
+//! must be there at the end, and one that was refused as not applied must not. They do not retry: a retry would hide what
+//! the judge wants to see.
 //!
 //! An answer that the contract does not know is a failure of the test, whatever else happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +17,9 @@ use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use serde_json::json;
 
-use super::history::{Asked, Clock, Condition, Glimpse, History, Record, Told};
+use super::history::{Asked, By, Clock, Condition, Glimpse, History, Record, Told};
 use super::http::{Answer, Connection, Failure, Request};
 use super::{Seed, wait_for};
 
@@ -36,6 +38,7 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(20);
 /// Clients at work.
 pub struct Load {
     shared: Arc<Shared>,
+    targets: Vec<SocketAddr>,
     threads: Vec<JoinHandle<Notes>>,
 }
 
@@ -59,8 +62,8 @@ struct Notes {
 /// The fates of the journal's entries, by key.
 #[derive(Debug, Default)]
 pub struct Journal {
-    /// Acknowledged.
-    pub written: BTreeSet<String>,
+    /// Acknowledged, at these revisions.
+    pub written: BTreeMap<String, u64>,
     /// Promised not to be applied.
     pub refused: BTreeSet<String>,
     /// Neither.
@@ -74,6 +77,7 @@ pub struct Outcome {
     /// The journal.
     pub journal: Journal,
     shared: Arc<Shared>,
+    targets: Vec<SocketAddr>,
 }
 
 impl Load {
@@ -95,7 +99,7 @@ impl Load {
                 std::thread::spawn(move || client.work())
             })
             .collect();
-        Load { shared, threads }
+        Load { shared, targets, threads }
     }
 
     /// Waits until so many writes more have been acknowledged.
@@ -105,6 +109,11 @@ impl Load {
             let count = self.shared.acknowledged_writes.load(Ordering::Relaxed) - start;
             if count >= writes { Ok(()) } else { Err(format!("only {count}")) }
         });
+    }
+
+    /// A moment of the clock by which the clients note when an operation began and ended.
+    pub fn now(&self) -> i64 {
+        self.shared.clock.now()
     }
 
     /// Lets the clients finish their last operation and collects what they wrote down.
@@ -122,7 +131,8 @@ impl Load {
         }
         assert!(all.breaches.is_empty(), "answers that the contract does not know:\n{}", all.breaches.join("\n"));
         let history = History { records: all.records, glimpses: all.glimpses };
-        Outcome { history, journal: all.journal, shared: Arc::clone(&self.shared) }
+        let (shared, targets) = (Arc::clone(&self.shared), self.targets.clone());
+        Outcome { history, journal: all.journal, shared, targets }
     }
 }
 
@@ -145,7 +155,9 @@ impl Outcome {
             let told = read_told(&answer).unwrap_or_else(|reason| panic!("the last read of {key}: {reason}"));
             let ended = self.shared.clock.now();
             let who = format!("last read at {member}");
-            self.history.records.push(Record { key, who, began, ended, asked: Asked::Get, told });
+            let number = self.targets.iter().position(|target| *target == member).expect("a member of the load");
+            let by = By { member: number, timeline: timeline(&answer) };
+            self.history.records.push(Record { key, who, began, ended, asked: Asked::Get, told, by });
         }
     }
 
@@ -162,13 +174,13 @@ impl Outcome {
                 present.insert(key.to_string());
             }
         }
-        let lost: Vec<_> = self.journal.written.difference(&present).collect();
+        let lost: Vec<_> = self.journal.written.keys().filter(|key| !present.contains(*key)).collect();
         assert!(lost.is_empty(), "{} acknowledged writes are lost: {lost:?}", lost.len());
         let risen: Vec<_> = self.journal.refused.intersection(&present).collect();
         assert!(risen.is_empty(), "writes appeared that were refused as not applied: {risen:?}");
         let unasked: Vec<_> = present
             .iter()
-            .filter(|k| !self.journal.written.contains(*k) && !self.journal.unknown.contains(*k))
+            .filter(|k| !self.journal.written.contains_key(*k) && !self.journal.unknown.contains(*k))
             .collect();
         assert!(unasked.is_empty(), "entries that nobody wrote: {unasked:?}");
     }
@@ -225,7 +237,7 @@ impl Client {
                     Told::Value(value, revision) => Some((value, revision)),
                     _ => None,
                 };
-                self.note(target, key, began, ended, Asked::Get, told);
+                self.note(By { member: target, timeline: timeline(&answer) }, key, (began, ended), Asked::Get, told);
                 true
             }
             Err(reason) => self.breach_unless_retriable(&answer, reason),
@@ -236,16 +248,20 @@ impl Client {
         let path = format!("{}?consistency=stale", register(key));
         let Ok(answer) = self.send(target, &Request::new("GET", &path)) else { return false };
         match read_told(&answer) {
-            Ok(Told::Value(value, revision)) => self.notes.glimpses.push(Glimpse { key, value, revision }),
+            Ok(Told::Value(value, revision)) => {
+                let by = By { member: target, timeline: timeline(&answer) };
+                self.notes.glimpses.push(Glimpse { key, value, revision, by });
+            }
             Ok(_) => {}
             Err(reason) => return self.breach_unless_retriable(&answer, reason),
         }
         true
     }
 
-    /// A read may fail with 503; nothing else.
+    /// A read may fail with 503, and at a fenced member; nothing else.
     fn breach_unless_retriable(&mut self, answer: &Answer, reason: String) -> bool {
-        if answer.status != 503 {
+        let fenced = answer.status == 421 && answer.json()["type"] == "urn:lifeboat:problem:fenced";
+        if answer.status != 503 && !fenced {
             self.notes.breaches.push(reason);
         }
         false
@@ -261,17 +277,22 @@ impl Client {
             (3..=6, Some((old, revision))) => (Asked::Put(value, Condition::Holds(old)), Some(("If-Match", revision))),
             _ => (Asked::Put(value, Condition::Always), None),
         };
-        let mut request = match asked {
-            Asked::Put(..) => Request::new("PUT", &register(key)).body(value.to_string()),
-            _ => Request::new("DELETE", &register(key)),
+        let request = if self.rng.random_range(0..4) == 0 {
+            transaction(key, asked, condition_header.map(|(_, revision)| revision))
+        } else {
+            let mut request = match asked {
+                Asked::Put(..) => Request::new("PUT", &register(key)).body(value.to_string()),
+                _ => Request::new("DELETE", &register(key)),
+            };
+            if let Some((name, revision)) = condition_header {
+                request = request.header(name, &format!("\"{revision}\""));
+            } else if matches!(asked, Asked::Put(_, Condition::Absent)) {
+                request = request.header("If-None-Match", "*");
+            }
+            request
         };
-        if let Some((name, revision)) = condition_header {
-            request = request.header(name, &format!("\"{revision}\""));
-        } else if matches!(asked, Asked::Put(_, Condition::Absent)) {
-            request = request.header("If-None-Match", "*");
-        }
         let began = self.shared.clock.now();
-        let told = self.told_of_write(target, &request);
+        let (told, timeline) = self.told_of_write(target, &request);
         let ended = self.shared.clock.now();
         if let Told::Done { .. } = told {
             self.shared.acknowledged_writes.fetch_add(1, Ordering::Relaxed);
@@ -280,7 +301,7 @@ impl Client {
             (Asked::Put(value, _), Told::Done { revision: Some(revision), .. }) => Some((value, revision)),
             _ => None,
         };
-        self.note(target, key, began, ended, asked, told);
+        self.note(By { member: target, timeline }, key, (began, ended), asked, told);
         !matches!(told, Told::Unknown | Told::NotApplied)
     }
 
@@ -288,34 +309,64 @@ impl Client {
         let number = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
         let key = format!("journal/{}/{number}", self.number);
         let request = Request::new("PUT", &format!("/v1/kv/{key}")).body(&key);
-        let fate = match self.told_of_write(target, &request) {
-            Told::Done { .. } => &mut self.notes.journal.written,
+        let fate = match self.told_of_write(target, &request).0 {
+            Told::Done { revision, .. } => {
+                let revision = revision.expect("a write of a new key makes a revision");
+                return self.notes.journal.written.insert(key, revision).is_none();
+            }
             Told::NotApplied => &mut self.notes.journal.refused,
             _ => &mut self.notes.journal.unknown,
         };
         fate.insert(key)
     }
 
-    fn told_of_write(&mut self, target: usize, request: &Request) -> Told {
+    /// What became of a write, and on which timeline.
+    fn told_of_write(&mut self, target: usize, request: &Request) -> (Told, Option<u128>) {
         match self.send(target, request) {
-            Err(Failure::NotSent(_)) => Told::NotApplied,
-            Err(Failure::Unknown(_)) => Told::Unknown,
-            Ok(answer) => write_told(&answer).unwrap_or_else(|breach| {
-                self.notes.breaches.push(breach);
-                Told::Unknown
-            }),
+            Err(Failure::NotSent(_)) => (Told::NotApplied, None),
+            Err(Failure::Unknown(_)) => (Told::Unknown, None),
+            Ok(answer) => match write_told(&answer) {
+                Ok(told) => (told, timeline(&answer)),
+                Err(breach) => {
+                    self.notes.breaches.push(breach);
+                    (Told::Unknown, None)
+                }
+            },
         }
     }
 
-    fn note(&mut self, target: usize, key: u32, began: i64, ended: i64, asked: Asked, told: Told) {
-        let who = format!("client {} at {}", self.number, self.targets[target].ip());
-        self.notes.records.push(Record { key, who, began, ended, asked, told });
+    fn note(&mut self, by: By, key: u32, (began, ended): (i64, i64), asked: Asked, told: Told) {
+        let who = format!("client {} at {}", self.number, self.targets[by.member].ip());
+        self.notes.records.push(Record { key, who, began, ended, asked, told, by });
     }
 }
 
+/// The timeline that an answer says its member is on.
+fn timeline(answer: &Answer) -> Option<u128> {
+    let id = answer.header("lifeboat-timeline")?;
+    Some(u128::from_str_radix(id, 16).unwrap_or_else(|error| panic!("no timeline ({error}): {answer}")))
+}
+
 /// The path of a register.
-fn register(key: u32) -> String {
+pub fn register(key: u32) -> String {
     format!("/v1/kv/register/{key}")
+}
+
+/// The same write as a transaction, which reads the register when its condition does not hold.
+fn transaction(key: u32, asked: Asked, revision: Option<u64>) -> Request {
+    let key = format!("register/{key}");
+    let (condition, op) = match asked {
+        Asked::Put(value, condition) => (condition, json!({"put": {"key": key, "value": value.to_string()}})),
+        Asked::Delete(condition) => (condition, json!({"delete": {"key": key}})),
+        Asked::Get => unreachable!("a read is no write"),
+    };
+    let compare = match condition {
+        Condition::Always => json!([]),
+        Condition::Absent => json!([{"key": key, "target": "version", "op": "==", "value": 0}]),
+        Condition::Holds(_) => json!([{"key": key, "target": "mod_revision", "op": "==", "value": revision}]),
+    };
+    let body = json!({"compare": compare, "then": [op], "else": [{"get": {"key": key}}]});
+    Request::new("POST", "/v1/txn").body(body.to_string())
 }
 
 /// What an answer to a read says.
@@ -334,6 +385,16 @@ fn read_told(answer: &Answer) -> Result<Told, String> {
 /// What an answer to a write says. An answer that says neither what happened nor that this is unknown is a breach.
 fn write_told(answer: &Answer) -> Result<Told, String> {
     match answer.status {
+        200 if answer.json().get("results").is_some() => {
+            let body = answer.json();
+            let (revision, result) = (body["revision"].as_u64(), &body["results"][0]);
+            if body["succeeded"] == false {
+                return Ok(Told::ConditionFailed(result["get"]["item"]["mod_revision"].as_u64()));
+            }
+            let done = result.get("put").or(result.get("delete")).ok_or(format!("no result of a write: {answer}"))?;
+            let revision = if done["deleted"] == 0 { None } else { revision };
+            Ok(Told::Done { revision, previous: done["previous_revision"].as_u64() })
+        }
         200 | 201 => {
             let body = answer.json();
             let revision = body["revision"].as_u64().ok_or(format!("a write without a revision: {answer}"))?;

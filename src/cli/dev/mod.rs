@@ -8,7 +8,7 @@
 //! child outlives this process, however it ends (see [`child`]).
 //!
 //! It is not for production: no member survives the loss of the machine. Proven by the tests of its parts and by
-//! `tests/cli.rs`.
+//! `tests/tools/cli.rs`.
 
 mod child;
 mod plan;

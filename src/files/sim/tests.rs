@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use super::*;
-use crate::files::{read_file, replace_file};
+use crate::files::{link_or_copy, read_file, replace_file};
 
 fn disk() -> SimDisk {
     let disk = SimDisk::new();
@@ -213,4 +213,21 @@ fn one_seed_gives_one_state() {
     for seed in 0..50 {
         assert_eq!(content(&disk.power_cut(seed), "a"), content(&disk.power_cut(seed), "a"));
     }
+}
+
+#[test]
+fn a_second_name_is_a_name_like_any_other_and_outlives_the_first() {
+    let disk = disk();
+    durable_file(&disk, "a", b"whole");
+    assert!(!link_or_copy(&disk, &path("a"), &path("b")).unwrap());
+    assert_eq!(outcomes(&disk, "b"), BTreeSet::from([None, Some(b"whole".to_vec())]));
+    assert_eq!(disk.link(&path("a"), &path("b")).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(disk.link(&path("none"), &path("c")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    disk.sync_dir(Path::new("/d")).unwrap();
+    disk.remove(&path("a")).unwrap();
+    assert_eq!(outcomes(&disk, "b"), BTreeSet::from([Some(b"whole".to_vec())]));
+    disk.refuse_links();
+    assert!(link_or_copy(&disk, &path("b"), &path("c")).unwrap());
+    disk.sync_dir(Path::new("/d")).unwrap();
+    assert_eq!(content(&disk.power_cut_keep_nothing(), "c"), Some(b"whole".to_vec()));
 }

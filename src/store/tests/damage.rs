@@ -1,8 +1,10 @@
 //! Every flipped byte and every cut of the history's files is found and named; no read ever gives a wrong value.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::compaction::Compacting;
 use super::model::Pair;
 use super::{DIR, Seeded, open};
 use crate::files::Disk;
@@ -12,13 +14,15 @@ use crate::history::frame::PREFIX_BYTES;
 use crate::history::manifest::MANIFEST;
 use crate::index::MemoryIndex;
 use crate::model::KeySpace;
-use crate::store::{RangeQuery, ReadError, Store, StoreError};
+use crate::store::{CompactLimits, Floors, RangeQuery, ReadError, Store, StoreError};
 
-/// A closed store of two small segments, its index, and what it holds.
+/// A closed store of a few small segments, its index, and what it holds.
 struct Sample {
     disk: SimDisk,
     index: MemoryIndex,
     pair: super::oracle::Oracle,
+    /// Where compaction wrote a segment.
+    compacted: Option<PathBuf>,
 }
 
 impl Sample {
@@ -35,7 +39,31 @@ impl Sample {
         let Pair { store, oracle, .. } = pair;
         drop(store);
         let index = Arc::into_inner(index).expect("the store is closed");
-        Sample { disk, index, pair: oracle }
+        Sample { disk, index, pair: oracle, compacted: None }
+    }
+
+    /// One segment that compaction wrote, with thinned and missing frames and with points, and one that a seal wrote.
+    fn compacted(seeded: &mut Seeded) -> Sample {
+        let (disk, index) = (SimDisk::new(), Arc::new(MemoryIndex::default()));
+        let mut both = Compacting::new(open(&disk, &index).unwrap());
+        for _ in 0..3 {
+            both.apply(&mut seeded.rng, 20);
+            both.pair.store.close(both.pair.last_index()).unwrap();
+        }
+        both.set_floors(Floors { read: both.pair.oracle.revision - 5, delta: both.pair.last_index() - 8 });
+        both.pair.store.close(both.pair.last_index()).unwrap();
+        let limits =
+            CompactLimits { step_bytes: 1 << 20, garbage_percent: 1, merge_segments: 2, ..CompactLimits::default() };
+        while both.pair.store.compact(limits, &|_| ControlFlow::Continue(())).unwrap().segments > 0 {}
+        both.apply(&mut seeded.rng, 3);
+        both.pair.store.close(both.pair.last_index()).unwrap();
+        let all = (0..60).map(|position| both.pair.store.frame_at(position).unwrap());
+        assert!(all.filter(Option::is_none).count() > 5, "nothing is missing in what compaction wrote");
+        let segment = both.pair.store.inner.body().state.read().sealed.segments()[0].name();
+        let Pair { store, oracle, .. } = both.pair;
+        drop(store);
+        let index = Arc::into_inner(index).expect("the store is closed");
+        Sample { disk, index, pair: oracle, compacted: Some(segment.into()) }
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -52,7 +80,7 @@ impl Sample {
         };
         let mut met = None;
         for (key, versions) in &self.pair.versions {
-            for (revision, value) in versions {
+            for (revision, value) in versions.iter().filter(|version| version.0 >= self.pair.read_floor) {
                 match store.get(key.0, &key.1, Some(*revision)) {
                     Ok(found) => assert_eq!(found.map(|found| (found.meta, found.value)), *value),
                     Err(ReadError::Store(error)) => met = Some(error),
@@ -86,16 +114,28 @@ fn assert_named(error: Option<StoreError>, file: &Path, what: &str) {
 fn every_flipped_byte_is_named_and_no_wrong_value_is_read() {
     let mut seeded = Seeded::new();
     let sample = Sample::new(&mut seeded);
+    flip_all(&sample, &sample.files());
+}
+
+#[test]
+fn every_flipped_byte_of_a_compacted_segment_is_named() {
+    let mut seeded = Seeded::new();
+    let sample = Sample::compacted(&mut seeded);
+    let file = sample.compacted.clone().expect("there is one");
+    flip_all(&sample, &[file]);
+}
+
+fn flip_all(sample: &Sample, files: &[PathBuf]) {
     assert!(sample.read_all().is_none());
-    for file in sample.files() {
-        let len = sample.disk.content(&file).unwrap().len();
+    for file in files {
+        let len = sample.disk.content(file).unwrap().len();
         for at in 0..len as u64 {
             let mask = 1 << (at % 8);
-            sample.disk.flip_byte(&file, at, mask).unwrap();
+            sample.disk.flip_byte(file, at, mask).unwrap();
             let without_index = open(&sample.disk, &Arc::default()).err();
-            assert_named(without_index, &file, &format!("byte {at}, with the index lost,"));
-            assert_named(sample.read_all(), &file, &format!("byte {at}"));
-            sample.disk.flip_byte(&file, at, mask).unwrap();
+            assert_named(without_index, file, &format!("byte {at}, with the index lost,"));
+            assert_named(sample.read_all(), file, &format!("byte {at}"));
+            sample.disk.flip_byte(file, at, mask).unwrap();
         }
     }
     assert!(sample.read_all().is_none());

@@ -21,6 +21,17 @@ impl Generator {
         Generator { last: None, term: 1, time_ms: 1_000_000 }
     }
 
+    /// What another leader, of a later term, proposes after this entry.
+    pub fn after(last: LogId) -> Generator {
+        Generator { last: Some(last), term: last.term + 100, ..Generator::new() }
+    }
+
+    /// A membership.
+    pub fn membership(&mut self) -> Entry {
+        let following = self.following(WriteOp::Delete { space: KeySpace::User, key: Bytes::new() });
+        Entry { kind: EntryKind::Membership, payload: Bytes::from_static(b"{}"), ..following }
+    }
+
     /// The next entry; `revision` is about where the store stands, for guards that hold at times.
     pub fn entry(&mut self, rng: &mut StdRng, revision: Revision) -> Entry {
         if chance(rng, 3) {
@@ -39,6 +50,15 @@ impl Generator {
             _ => (EntryKind::Command, self.write(rng, revision).encode()),
         };
         Entry { log_id, kind, payload }
+    }
+
+    /// The entry that follows with this operation alone.
+    pub fn following(&mut self, op: WriteOp) -> Entry {
+        let index = self.last.map_or(0, |last| last.index + 1);
+        let log_id = LogId { term: self.term, leader: self.term % 3, index };
+        self.last = Some(log_id);
+        let command = Command::Write(WriteCommand { time_ms: self.time_ms, guards: vec![], ops: vec![op] });
+        Entry { log_id, kind: EntryKind::Command, payload: command.encode() }
     }
 
     fn found(&self) -> Command {
@@ -91,7 +111,7 @@ fn op(rng: &mut StdRng) -> WriteOp {
             };
             let byte: u8 = rng.random();
             let value = (0..len).map(|i| byte.wrapping_add(i as u8)).collect();
-            WriteOp::Put { space, key, value, lease: rng.random_range(0..3) }
+            WriteOp::Put { space, key, value, lease: 0 }
         }
         65..95 => WriteOp::Delete { space, key },
         _ => {

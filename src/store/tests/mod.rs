@@ -3,16 +3,40 @@
 //! - [`model`]: thousands of generated steps against plain maps, with seals, flushes, restarts and damaged indexes.
 //! - [`damage`]: every flipped byte of the history's files.
 //! - [`power`]: a power cut at every operation of seals and installs.
+//! - [`compaction`]: floors and compaction, on members that compact beside members that do not.
 //! - [`copies`]: snapshots and installs.
+//! - [`changes`]: the cursor by revision.
+//! - [`old_formats`]: files that older programs wrote.
+//! - [`requests`]: transactions with branches, leases, remembered outcomes.
+//! - [`fork`]: the sealed history once more, beside a store that goes on.
+//! - [`rewind`]: the history of an abandoned timeline, taken over up to where the new one forked.
+//! - [`sequences`]: sequences, canaries, records under a condition.
+//! - [`delta`]: catching up from where a member stands, with breaks, damage and power cuts.
+//! - [`overtaken`]: copies while sender and receiver go on: floors, keys created again, seals, compaction.
+//! - [`steps`]: single steps of compaction: pace, full disks.
 //! - [`scripted`]: single facts, by hand.
+//! - [`scrub`]: what a scrub, a digest of contents and a rescue find; [`forge`] makes the damage.
 
+mod changes;
+mod compaction;
 mod copies;
 mod damage;
+mod delta;
+mod forge;
+mod fork;
 mod generate;
 mod model;
+mod old_formats;
 mod oracle;
+mod overtaken;
 mod power;
+mod requests;
+mod rewind;
 mod scripted;
+mod scrub;
+mod sequences;
+mod steps;
+mod timelines;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -34,12 +34,31 @@ pub struct Oracle {
     pub clock_ms: u64,
     pub membership: Option<(LogId, Bytes)>,
     pub cluster: Option<crate::model::ClusterId>,
+    pub read_floor: Revision,
+    pub delta_floor: u64,
 }
 
 impl Oracle {
     pub fn at(&self, key: &ModelKey, revision: Revision) -> Option<(KeyMeta, Bytes)> {
         let versions = self.versions.get(key)?;
         versions.iter().rev().find(|version| version.0 <= revision)?.1.clone()
+    }
+
+    /// Up to which revision a deletion counts as if the key had never been.
+    fn tombstone_floor(&self) -> Revision {
+        // At 0 it has not moved yet, and nothing lies below it.
+        let floor = self.expected.get(self.delta_floor as usize).filter(|_| self.delta_floor > 0);
+        let at_delta_floor = floor.map_or(0, |expected| expected.revision);
+        self.read_floor.min(at_delta_floor)
+    }
+
+    /// Takes a record of the floors, which do not go down and not beyond what came before.
+    fn move_floors(&mut self, record: &[u8]) {
+        let record: serde_json::Value = serde_json::from_slice(record).unwrap();
+        let field = |name: &str| record[name].as_u64().unwrap();
+        self.read_floor = self.read_floor.max(field("read_floor").min(self.revision));
+        let last = (self.entries.len() as u64).saturating_sub(1);
+        self.delta_floor = self.delta_floor.max(field("delta_floor").min(last));
     }
 
     pub fn newest(&self, key: &ModelKey) -> Option<(KeyMeta, Bytes)> {
@@ -103,6 +122,7 @@ impl Oracle {
                 let ops = self.ops(puts.to_vec()).1;
                 (Outcome::None, ops)
             }
+            Command::Request(_) | Command::Begin(_) => unreachable!("they have tests of their own"),
             Command::Write(write) => {
                 self.clock_ms = self.clock_ms.max(write.time_ms);
                 for (guard, asked) in write.guards.iter().enumerate() {
@@ -121,7 +141,15 @@ impl Oracle {
                         return (Outcome::Refused { revision: self.revision, guard, current }, vec![]);
                     }
                 }
+                let floors = |op: &WriteOp| match op {
+                    WriteOp::Put { space: KeySpace::System, key, value, .. } if key == "floors" => Some(value.clone()),
+                    _ => None,
+                };
+                let record = write.ops.iter().find_map(floors);
                 let (results, ops) = self.ops(write.ops);
+                if let Some(record) = record {
+                    self.move_floors(&record);
+                }
                 let revision = self.revision + u64::from(!ops.is_empty());
                 (Outcome::Written { revision, results }, ops)
             }
@@ -169,11 +197,13 @@ impl Oracle {
 
     /// Adds a version, which replaces one of the same revision; returns the revision before.
     fn set(&mut self, key: ModelKey, revision: Revision, value: Option<(KeyMeta, Bytes)>) -> Revision {
+        let floor = self.tombstone_floor();
         let versions = self.versions.entry(key).or_default();
         if versions.last().is_some_and(|last| last.0 == revision) {
             versions.pop();
         }
-        let previous = versions.last().map_or(0, |last| last.0);
+        let absent = |last: &&Version| last.1.is_none() && last.0 <= floor;
+        let previous = versions.last().filter(|last| !absent(last)).map_or(0, |last| last.0);
         versions.push((revision, value));
         previous
     }

@@ -20,17 +20,18 @@ use crate::store::{Store, StoreError};
 /// How many states are drawn from each cut, besides the two extremes and a killed process.
 const STATES: u64 = 5;
 
-fn states(disk: &SimDisk, seed: u64) -> Vec<SimDisk> {
+pub fn states(disk: &SimDisk, seed: u64) -> Vec<SimDisk> {
     let mut states: Vec<SimDisk> = (0..STATES).map(|n| disk.power_cut(seed.wrapping_add(n))).collect();
     states.extend([disk.power_cut_keep_nothing(), disk.power_cut_keep_all(), disk.process_kill()]);
     states
 }
 
-fn assert_no_leftovers(disk: &SimDisk) {
+pub fn assert_no_leftovers(disk: &SimDisk) {
     let mut names = disk.list(Path::new(DIR)).unwrap();
     names.retain(|name| name != MANIFEST);
     let manifest = Manifest::load(disk, Path::new(DIR)).unwrap().expect("an open store has a MANIFEST");
-    let named: Vec<String> = manifest.segments.into_iter().map(|segment| segment.file).collect();
+    let mut named: Vec<String> = manifest.all_segments().map(|segment| segment.file.clone()).collect();
+    named.sort();
     assert_eq!(names, named);
 }
 

@@ -365,6 +365,8 @@ fn a_flush_that_stops_half_way_leaves_an_index_that_is_used() {
     index.fail_after(1);
     let error = store.close(store.applied().unwrap().index).unwrap_err();
     assert!(matches!(error, StoreError::Index(_)), "{error:?}");
+    let left = store.close_to_reopen(store.applied().unwrap().index, "it is opened anew");
+    assert!(matches!(left, Err(StoreError::Stopped(_))), "an index that is written in part is left to nobody");
     let expected = store.range(&RangeQuery::all(KeySpace::User)).unwrap();
     let (live_keys, sealed) = (store.stats().live_keys, store.sealed());
     drop(store);
@@ -378,4 +380,26 @@ fn a_flush_that_stops_half_way_leaves_an_index_that_is_used() {
     // And the digest that the replay kept is right again.
     drop(open_large(&index));
     assert_eq!(IndexKind::Memory(index.clone()).generations().unwrap(), generations, "it was not built again");
+}
+
+/// Whoever still reads the old store looks into an index that goes on without it.
+#[test]
+fn a_store_that_left_its_index_to_another_takes_nothing_for_damage() {
+    let (disk, index) = (SimDisk::new(), Arc::new(MemoryIndex::default()));
+    let old = open(&disk, &index).unwrap();
+    let told = Arc::new(AtomicBool::new(false));
+    let hook = told.clone();
+    old.set_damage_hook(Box::new(move |_| hook.store(true, Ordering::Relaxed)));
+    apply(&old, vec![put("k", "old")]);
+    let kept = old.close_to_reopen(next(&old) - 1, "it is opened anew").unwrap();
+    let kind = IndexKind::Memory(index);
+    let new = Store::open_with(Some(kept), Arc::new(disk), Path::new(DIR), kind, small()).unwrap();
+    assert_eq!(value(&new, "k", None).as_deref(), Some(&b"old"[..]));
+    apply(&new, vec![put("k", "new")]);
+    new.seal_all(next(&new) - 1).unwrap();
+    new.flush_index().unwrap();
+    let found = old.get(KeySpace::User, b"k", None);
+    assert!(!matches!(&found, Ok(Some(found)) if found.value != "old"), "{found:?}");
+    assert!(!told.load(Ordering::Relaxed), "it is no damage");
+    assert_eq!(value(&new, "k", None).as_deref(), Some(&b"new"[..]));
 }

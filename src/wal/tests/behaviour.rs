@@ -201,6 +201,26 @@ fn memory_is_bounded_and_files_give_the_same_entries() {
     check_reads(&wal, &log);
 }
 
+#[test]
+fn what_is_in_memory_is_given_without_a_file_and_the_rest_is_not() {
+    let disk = SimDisk::new();
+    let mut config = config();
+    config.memory_bytes = 2000;
+    let wal = open_with(&disk, config).unwrap();
+    let log: Vec<Entry> = (0..100).map(|index| entry(1, index, 100)).collect();
+    for entry in &log {
+        append(&wal, vec![entry.clone()]).unwrap();
+    }
+    wal.purge(id(1, 9));
+    let all_bytes = usize::MAX;
+    assert!(matches!(wal.entries_in_memory(9, 100, all_bytes), Err(WalError::Purged { first: 10 })));
+    assert_eq!(wal.entries_in_memory(10, 100, all_bytes).unwrap(), None);
+    assert_eq!(wal.entries_in_memory(95, 100, all_bytes).unwrap().unwrap(), log[95..]);
+    assert_eq!(wal.entries_in_memory(95, 97, all_bytes).unwrap().unwrap(), log[95..97]);
+    assert_eq!(wal.entries_in_memory(95, 100, 0).unwrap().unwrap(), log[95..96], "at least one");
+    assert_eq!(wal.entries_in_memory(100, 101, all_bytes).unwrap().unwrap(), []);
+}
+
 fn check_reads(wal: &Wal, log: &[Entry]) {
     assert_eq!(all(wal), log);
     for from in (0..log.len()).step_by(37) {

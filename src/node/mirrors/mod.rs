@@ -1,0 +1,386 @@
+//! Mirrors measured: what every member lacks, how old what it shows is, and whether it agrees, as the leader sees it.
+//!
+//! ```text
+//!   contacts: a question to each member ──> standing (what it has, its chain hash)
+//!                                               │ hear
+//!   Raft: committed, matched ──> look ──> Followed ──> state ──> events, metrics, /v1/replication, /v1/dr
+//! ```
+//!
+//! The leader asks each member a few times a second ([`super::contacts`]); an answer says how far the member has received
+//! and applied, and its chain hash there, which is compared with the leader's own. Ten times a second the leader looks at
+//! what it knows: it notes how far is committed ([`commits`]), and finds the state of each member ([`state`]).
+//!
+//! Ages are by the leader's clock alone, so clocks that differ between members change nothing. They are upper bounds. A
+//! leader that no quorum confirms knows only a part of what was acknowledged: then the time since it was confirmed counts
+//! as age, so that nothing looks current.
+//!
+//! Nothing of it survives a change of leaders or a restart but the suspensions, which are records of the cluster
+//! ([`steer`]): a new leader asks anew. Proven by the tests of each file and by `tests/mirrors/following.rs`.
+
+mod agree;
+mod commits;
+mod durability;
+mod figures;
+mod plan;
+mod standing;
+mod state;
+mod steer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+
+pub use agree::ChainQuestion;
+pub use durability::{MirroredAnswer, MirroredQuestion};
+pub use standing::{AppliedPoint, Standing};
+
+use super::Inner;
+use super::events::NewEvent;
+use crate::api::MirrorState;
+use crate::model::{ChainHash, MemberId, MemberRole, Revision};
+use crate::raft::network::Suspensions;
+use commits::Commits;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// A member is not synchronized any more when it lacks something for longer than this and the way there and back.
+const BEHIND_LIMIT: Duration = Duration::from_secs(1);
+/// A member whose answers stay away for so long, and for two election timeouts, is disconnected.
+const SILENCE_LIMIT: Duration = Duration::from_secs(2);
+/// The rate at which a member receives is averaged over about so long.
+const RATE_SPAN: Duration = Duration::from_secs(3);
+
+/// What the leader knows of the members.
+#[derive(Debug, Default)]
+pub struct Mirrors {
+    tracked: Mutex<Tracked>,
+    /// Who is to be sent nothing.
+    pub suspensions: Suspensions,
+    judging: agree::Judging,
+}
+
+#[derive(Debug, Default)]
+struct Tracked {
+    commits: Commits,
+    members: BTreeMap<MemberId, Followed>,
+    /// Whether each standby site met its objectives at the last look: the first of the two, the second.
+    objectives: BTreeMap<String, (bool, bool)>,
+}
+
+/// One member.
+#[derive(Debug, Default)]
+struct Followed {
+    /// None until it has answered, or has been silent for too long.
+    state: Option<(MirrorState, Instant)>,
+    heard: Option<Heard>,
+    /// What it shows is at least as new as this moment.
+    shown_as_of: Option<Instant>,
+    /// The last position and revision at which its chain hash agreed.
+    agreed: Option<(u64, Revision)>,
+    /// How its chain hash disagreed.
+    disagrees: Option<String>,
+    /// Why it is being repaired, as it says instead of an answer.
+    repairing: Option<String>,
+    received: Rate,
+    /// Which entry is the oldest that it lacks, and the time inside its frame, in milliseconds since 1970.
+    send_time: Option<(u64, u64)>,
+    /// The same of the oldest that it has received and not applied.
+    redo_time: Option<(u64, u64)>,
+    /// How long the newest canary took that it has shown, and which that was.
+    canary: Option<(u64, Duration)>,
+}
+
+/// The newest answer of a member.
+#[derive(Debug, Clone)]
+struct Heard {
+    standing: Standing,
+    /// How old the oldest entry was that it had received and not applied, at most; none when nothing tells.
+    redo_age: Option<Duration>,
+}
+
+/// How fast an index grows, averaged.
+#[derive(Debug, Default, Clone, Copy)]
+struct Rate {
+    last: Option<(u64, Instant)>,
+    per_second: f64,
+}
+
+impl Rate {
+    fn note(&mut self, index: u64, now: Instant) {
+        let Some((before, at)) = self.last.replace((index, now)) else { return };
+        let span = now.saturating_duration_since(at).as_secs_f64();
+        if span > 0.0 {
+            let weight = (span / RATE_SPAN.as_secs_f64()).min(1.0);
+            let current = index.saturating_sub(before) as f64 / span;
+            self.per_second += (current - self.per_second) * weight;
+        }
+    }
+}
+
+/// A change that others should hear of.
+enum News {
+    State { name: String, from: Option<MirrorState>, to: MirrorState, why: Option<String> },
+    Objective { site: String, which: &'static str, met: bool },
+}
+
+/// Looks at the members for as long as this one leads.
+pub async fn run(inner: Arc<Inner>) {
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if inner.is_stopping() {
+            return;
+        }
+        if !inner.view().leads {
+            let mut tracked = inner.mirrors.tracked.lock();
+            if !tracked.members.is_empty() {
+                *tracked = Tracked::default();
+            }
+            continue;
+        }
+        inner.note_committed();
+        let looking = inner.clone();
+        // The store may have to read a file for the age of an old entry.
+        match tokio::task::spawn_blocking(move || looking.look()).await {
+            Ok(news) => news.into_iter().for_each(|news| inner.tell(news)),
+            Err(_) => return,
+        }
+    }
+}
+
+impl Inner {
+    /// The last committed entry, as far as this member knows.
+    pub(super) fn committed_index(&self) -> Option<u64> {
+        self.raft.data_metrics().borrow_watched().local_committed.map(|at| at.index)
+    }
+
+    fn note_committed(&self) {
+        if let Some(index) = self.committed_index() {
+            self.mirrors.tracked.lock().commits.note(index, Instant::now());
+        }
+    }
+
+    /// When a quorum confirmed this leader last: everything that was acknowledged before is known here.
+    fn confirmed_at(&self, now: Instant) -> Option<Instant> {
+        if self.is_sole_voter() {
+            return Some(now);
+        }
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        now.checked_sub(acked?.elapsed())
+    }
+
+    /// For how long no quorum has confirmed this leader: nothing while one has within the election timeout, none when none
+    /// has yet.
+    fn unconfirmed_for(&self) -> Option<Duration> {
+        if self.leads_with_quorum().is_ok() {
+            return Some(Duration::ZERO);
+        }
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        acked.map(|at| at.elapsed())
+    }
+
+    /// A member has answered the question that was sent at `asked`, when so far was committed.
+    pub(super) async fn hear(self: &Arc<Self>, id: MemberId, asked: Instant, committed: Option<u64>, said: Standing) {
+        let inner = self.clone();
+        let compared = said.applied;
+        // Its chain hash may have to be read from a segment.
+        let ours = tokio::task::spawn_blocking(move || match compared {
+            Some(point) if inner.store.applied().is_some_and(|applied| applied.index >= point.position) => {
+                inner.store.chain_at(point.position)
+            }
+            _ => Ok(None),
+        });
+        let ours = match ours.await {
+            Ok(Ok(ours)) => ours,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a chain hash cannot be read");
+                None
+            }
+            Err(_) => return,
+        };
+        let differs = self.take_answer(id, asked, committed, said, ours);
+        if let Some((theirs, ours)) = differs
+            && let Some(info) = self.members_by_id().get(&id)
+        {
+            self.judge(id, &info.name, theirs, ours).await;
+        }
+    }
+
+    /// Keeps what a member has answered; gives where its chain hash is not this leader's, and that, when it does not know
+    /// of it.
+    fn take_answer(
+        &self,
+        id: MemberId,
+        asked: Instant,
+        committed: Option<u64>,
+        said: Standing,
+        ours: Option<ChainHash>,
+    ) -> Option<(AppliedPoint, ChainHash)> {
+        let now = Instant::now();
+        let confirmed = self.confirmed_at(now);
+        let mut tracked = self.mirrors.tracked.lock();
+        let Tracked { commits, members, .. } = &mut *tracked;
+        let followed = members.entry(id).or_default();
+        followed.repairing = None;
+        if let (Some(shown), Some(sent)) = (said.canary_ms, self.last_canary())
+            && shown == sent.time_ms
+            && followed.canary.is_none_or(|(before, _)| before != shown)
+        {
+            followed.canary = Some((shown, now.saturating_duration_since(sent.sent)));
+        }
+        let applied = said.applied.map(|point| point.position);
+        let lacks = applied < committed;
+        if !lacks {
+            // Of what was acknowledged after that moment, by another leader perhaps, this one may not know.
+            let known = confirmed.map(|confirmed| confirmed.min(asked));
+            followed.shown_as_of = followed.shown_as_of.max(known);
+        } else if let Some(age) = commits.age(applied.map_or(0, |applied| applied + 1), now) {
+            // Everything that was committed before that moment.
+            followed.shown_as_of = followed.shown_as_of.max(now.checked_sub(age));
+        }
+        let redo = said.received_index > applied && lacks;
+        let redo_age = match (redo, applied.map_or(0, |applied| applied + 1)) {
+            (true, oldest) => commits.age(oldest, now).or_else(|| self.frame_age(&mut followed.redo_time, oldest)),
+            (false, _) => Some(Duration::ZERO),
+        };
+        let mut differs = None;
+        if let (Some(point), Some(ours)) = (said.applied, ours) {
+            if ours == point.chain {
+                followed.agreed = followed.agreed.max(Some((point.position, point.revision)));
+                followed.disagrees = None;
+            } else {
+                let why = format!("its chain hash at position {} is {}, not {ours}", point.position, point.chain);
+                followed.disagrees = Some(why);
+                differs = Some((point, ours));
+            }
+        }
+        let differs = differs.filter(|_| said.quarantined.is_none());
+        followed.heard = Some(Heard { standing: said, redo_age });
+        differs
+    }
+
+    /// Whether a member says that it came back and is not verified yet.
+    pub(super) fn says_unverified(&self, id: MemberId) -> bool {
+        let tracked = self.mirrors.tracked.lock();
+        let heard = tracked.members.get(&id).and_then(|followed| followed.heard.as_ref());
+        heard.is_some_and(|heard| heard.standing.unverified)
+    }
+
+    /// A member says that it is being repaired, instead of an answer.
+    pub(super) fn hear_of_repair(&self, id: MemberId, why: String) {
+        self.mirrors.tracked.lock().members.entry(id).or_default().repairing = Some(why);
+    }
+
+    /// Finds the state of every member and whether the objectives are met; gives what has changed.
+    fn look(&self) -> Vec<News> {
+        if let Err(error) = self.read_suspensions() {
+            tracing::warn!(%error, "who is suspended cannot be read");
+        }
+        let mut news = Vec::new();
+        let figures = self.member_figures();
+        let now = Instant::now();
+        let members = self.members_by_id();
+        let mut tracked = self.mirrors.tracked.lock();
+        tracked.members.retain(|id, _| members.contains_key(id));
+        for figure in &figures {
+            if figure.id == self.id {
+                continue;
+            }
+            let followed = tracked.members.entry(figure.id).or_default();
+            if let Some(received) = figure.reply.received_index {
+                followed.received.note(received, now);
+            }
+            let Some(seen) = figure.seen else { continue };
+            let before = followed.state.map(|(state, _)| state);
+            let to = state::next(before, seen);
+            if before != Some(to) {
+                followed.state = Some((to, now));
+                let (name, why) = (figure.reply.name.clone(), figure.reply.reason.clone());
+                news.push(News::State { name, from: before, to, why });
+            }
+        }
+        drop(tracked);
+        self.compare_objectives(&figures, &mut news);
+        news
+    }
+
+    fn compare_objectives(&self, figures: &[figures::Figure], news: &mut Vec<News>) {
+        let sites = self.standby_sites(figures);
+        let mut tracked = self.mirrors.tracked.lock();
+        let mut now = BTreeMap::new();
+        // A leader that has just begun has not heard of all mirrors: what it does not know yet is no news.
+        let begun = self.led_for() > SILENCE_LIMIT.max(self.election_max * 2);
+        for site in sites.into_iter().filter(|site| begun || site.rpo_seconds.is_some() && site.rto_seconds.is_some()) {
+            let met = (site.rpo_met, site.rto_met);
+            // At first all is well, or it is said.
+            let before = tracked.objectives.get(&site.site).copied().unwrap_or((true, true));
+            for (which, before, met) in [("rpo", before.0, met.0), ("rto", before.1, met.1)] {
+                if before != met {
+                    news.push(News::Objective { site: site.site.clone(), which, met });
+                }
+            }
+            now.insert(site.site, met);
+        }
+        tracked.objectives = now;
+    }
+
+    fn tell(&self, news: News) {
+        match news {
+            News::State { name, from, to, why } => {
+                let word = from.map_or("unknown".to_owned(), |from| from.to_string());
+                let rest = why.map(|why| format!(": {why}")).unwrap_or_default();
+                tracing::info!(name, from = word, to = %to, "a member's state changed{rest}");
+                // A leader that begins and finds that all is well has no news.
+                if from.is_none() && to == MirrorState::Synchronized {
+                    return;
+                }
+                let detail = format!("{name} was {word} and is {to}{rest}");
+                let from_word = from.map(|from| from.to_string());
+                let event = NewEvent::new("mirror-state", detail).about(name).change(from_word, to.as_str());
+                // A mirror at the edge of what the link carries goes to and fro; the log is spared that.
+                let follows = |state| matches!(state, MirrorState::Synchronized | MirrorState::Synchronizing);
+                match from.is_none_or(follows) && follows(to) {
+                    true => self.events.record_event(event),
+                    false => self.record_cluster_event(event),
+                }
+            }
+            News::Objective { site, which, met } => {
+                let kind = if met { "objective-met" } else { "objective-missed" };
+                tracing::info!(site, objective = which, met, "an objective");
+                self.record_cluster_event(NewEvent::new(kind, format!("the {which} objective of site {site}")));
+            }
+        }
+    }
+
+    /// Whether a member stands in another site than this one, which leads, and is a mirror. While the primary site moves
+    /// (`moves`) voters of another site are as good: the roles change in between, and where they stand does not.
+    fn is_standby(&self, role: MemberRole, site: &str, moves: bool) -> bool {
+        site != self.info.site && (moves || role == MemberRole::Mirror)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_follows_slowly() {
+        let start = Instant::now();
+        let mut rate = Rate::default();
+        rate.note(0, start);
+        assert_eq!(rate.per_second, 0.0);
+        for n in 1..=100u64 {
+            rate.note(n * 50, start + Duration::from_millis(n * 100));
+        }
+        assert!((450.0..=500.0).contains(&rate.per_second), "{}", rate.per_second);
+        for n in 101..=300u64 {
+            rate.note(5000, start + Duration::from_millis(n * 100));
+        }
+        assert!(rate.per_second < 5.0, "{}", rate.per_second);
+    }
+}
