@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use openraft::async_runtime::WatchReceiver;
 
 use super::state::{self, Seen};
-use super::{BEHIND_LIMIT, Followed, SILENCE_LIMIT, Tracked};
+use super::{BEHIND_LIMIT, Followed, Look, SILENCE_LIMIT, Tracked};
 use crate::api::{CatchUp, MemberReplication, MirrorState, Queue, ReplicationReply, StandbySite};
 use crate::metrics::{Sampler, catalogue};
 use crate::model::{MemberId, MemberRole};
@@ -28,7 +28,7 @@ pub(super) struct Figure {
     pub id: MemberId,
     /// What its state follows from; none while that is not known.
     pub seen: Option<Seen>,
-    /// What is told of it; its state is the one of the last look.
+    /// What is told of it.
     pub reply: MemberReplication,
 }
 
@@ -158,9 +158,9 @@ impl Inner {
         // A leader that has just begun has not heard of anybody yet.
         let told = heard.is_some() || followed.repairing.is_some();
         let known = told || suspended || self.led_for() > silence_limit;
-        let (state, since) = followed.state.unwrap_or((MirrorState::Synchronizing, now));
-        // The next look will find the same, unless more happens.
-        let state = if known { state::next(followed.state.map(|(state, _)| state), seen) } else { state };
+        let (before, since) = followed.state.unwrap_or((MirrorState::Synchronizing, now));
+        let state = if known { state::next(followed.state.map(|(state, _)| state), seen) } else { before };
+        let since = if state == before { since } else { now };
         let reason = quarantined.or_else(|| match () {
             () if suspended => Some("it was suspended".to_owned()),
             () if !answers && known => Some(match silent {
@@ -245,7 +245,7 @@ impl Inner {
     pub(in crate::node) fn replication(&self) -> ReplicationReply {
         let unconfirmed = self.unconfirmed_for();
         let mut members: Vec<MemberReplication> =
-            self.member_figures().into_iter().map(|figure| figure.reply).collect();
+            self.look().figures.into_iter().map(|figure| figure.reply).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
         ReplicationReply {
             leader: Some(self.info.name.clone()),
@@ -333,7 +333,7 @@ impl Inner {
         if !self.view().leads {
             return;
         }
-        let figures = self.member_figures();
+        let Look { figures, standby_sites } = self.look();
         for member in figures.iter().map(|figure| &figure.reply) {
             let labels = [member.name.as_str()];
             for state in MirrorState::ALL {
@@ -358,7 +358,7 @@ impl Inner {
             figure(&catalogue::MEMBER_HASH_AGREED_REVISION, member.hash_agreed_revision.map(|at| at as f64));
             figure(&catalogue::MEMBER_CANARY_SECONDS, member.canary_seconds);
         }
-        for site in self.standby_sites(&figures) {
+        for site in standby_sites {
             let labels = [site.site.as_str()];
             let mut figure = |metric, value: Option<f64>| {
                 if let Some(value) = value {

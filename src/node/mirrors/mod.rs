@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The leader asks each member a few times a second ([`super::contacts`]); an answer says how far the member has received
-//! and applied, and its chain hash there, which is compared with the leader's own. Ten times a second the leader looks at
-//! what it knows: it notes how far is committed ([`commits`]), and finds the state of each member ([`state`]).
+//! and applied, and its chain hash there, which is compared with the leader's own. Ten times a second the
+//! leader notes how far is committed ([`commits`]); then, and when somebody asks, it looks at what it knows and finds the
+//! state of each member ([`state`]).
 //!
 //! Ages are by the leader's clock alone, so clocks that differ between members change nothing. They are upper bounds. A
 //! leader that no quorum confirms knows only a part of what was acknowledged: then the time since it was confirmed counts
@@ -40,10 +41,11 @@ pub use standing::{AppliedPoint, Standing};
 
 use super::Inner;
 use super::events::NewEvent;
-use crate::api::MirrorState;
+use crate::api::{MirrorState, StandbySite};
 use crate::model::{ChainHash, MemberId, MemberRole, Revision};
 use crate::raft::network::Suspensions;
 use commits::Commits;
+use figures::Figure;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -58,6 +60,8 @@ const RATE_SPAN: Duration = Duration::from_secs(3);
 #[derive(Debug, Default)]
 pub struct Mirrors {
     tracked: Mutex<Tracked>,
+    /// Held while somebody looks, so that changes are told in the order in which they are seen.
+    looking: Mutex<()>,
     /// Who is to be sent nothing.
     pub suspensions: Suspensions,
     judging: agree::Judging,
@@ -127,6 +131,12 @@ enum News {
     Objective { site: String, which: &'static str, met: bool },
 }
 
+/// What one look finds.
+struct Look {
+    figures: Vec<Figure>,
+    standby_sites: Vec<StandbySite>,
+}
+
 /// Looks at the members for as long as this one leads.
 pub async fn run(inner: Arc<Inner>) {
     let mut tick = tokio::time::interval(LOOK);
@@ -146,9 +156,8 @@ pub async fn run(inner: Arc<Inner>) {
         inner.note_committed();
         let looking = inner.clone();
         // The store may have to read a file for the age of an old entry.
-        match tokio::task::spawn_blocking(move || looking.look()).await {
-            Ok(news) => news.into_iter().for_each(|news| inner.tell(news)),
-            Err(_) => return,
+        if tokio::task::spawn_blocking(move || looking.look_again()).await.is_err() {
+            return;
         }
     }
 }
@@ -276,46 +285,58 @@ impl Inner {
         self.mirrors.tracked.lock().members.entry(id).or_default().repairing = Some(why);
     }
 
-    /// Finds the state of every member and whether the objectives are met; gives what has changed.
-    fn look(&self) -> Vec<News> {
+    /// What is done ten times a second, whether or not anybody asks.
+    fn look_again(&self) {
         if let Err(error) = self.read_suspensions() {
             tracing::warn!(%error, "who is suspended cannot be read");
         }
-        let mut news = Vec::new();
-        let figures = self.member_figures();
-        let now = Instant::now();
-        let members = self.members_by_id();
+        let figures = self.look().figures;
+        let (now, members) = (Instant::now(), self.members_by_id());
         let mut tracked = self.mirrors.tracked.lock();
         tracked.members.retain(|id, _| members.contains_key(id));
         for figure in &figures {
-            if figure.id == self.id {
-                continue;
-            }
-            let followed = tracked.members.entry(figure.id).or_default();
-            if let Some(received) = figure.reply.received_index {
+            if let (Some(received), Some(followed)) = (figure.reply.received_index, tracked.members.get_mut(&figure.id)) {
                 followed.received.note(received, now);
             }
-            let Some(seen) = figure.seen else { continue };
-            let before = followed.state.map(|(state, _)| state);
-            let to = state::next(before, seen);
+        }
+    }
+
+    /// Finds the state of every member, and whether the objectives are met. Whoever looks first tells what has changed, so
+    /// nothing is ever shown to somebody who asks that is not among the events too.
+    fn look(&self) -> Look {
+        let _one_at_a_time = self.mirrors.looking.lock();
+        let figures = self.member_figures();
+        let standby_sites = self.standby_sites(&figures);
+        // Another leader tells what has changed since this one was deposed.
+        if self.view().leads {
+            let mut news = Vec::new();
+            self.compare_states(&figures, &mut news);
+            self.compare_objectives(&standby_sites, &mut news);
+            news.into_iter().for_each(|news| self.tell(news));
+        }
+        Look { figures, standby_sites }
+    }
+
+    fn compare_states(&self, figures: &[Figure], news: &mut Vec<News>) {
+        let now = Instant::now();
+        let mut tracked = self.mirrors.tracked.lock();
+        for figure in figures.iter().filter(|figure| figure.seen.is_some()) {
+            let followed = tracked.members.entry(figure.id).or_default();
+            let (before, to) = (followed.state.map(|(state, _)| state), figure.reply.state);
             if before != Some(to) {
                 followed.state = Some((to, now));
                 let (name, why) = (figure.reply.name.clone(), figure.reply.reason.clone());
                 news.push(News::State { name, from: before, to, why });
             }
         }
-        drop(tracked);
-        self.compare_objectives(&figures, &mut news);
-        news
     }
 
-    fn compare_objectives(&self, figures: &[figures::Figure], news: &mut Vec<News>) {
-        let sites = self.standby_sites(figures);
+    fn compare_objectives(&self, sites: &[StandbySite], news: &mut Vec<News>) {
         let mut tracked = self.mirrors.tracked.lock();
         let mut now = BTreeMap::new();
         // A leader that has just begun has not heard of all mirrors: what it does not know yet is no news.
         let begun = self.led_for() > SILENCE_LIMIT.max(self.election_max * 2);
-        for site in sites.into_iter().filter(|site| begun || site.rpo_seconds.is_some() && site.rto_seconds.is_some()) {
+        for site in sites.iter().filter(|site| begun || site.rpo_seconds.is_some() && site.rto_seconds.is_some()) {
             let met = (site.rpo_met, site.rto_met);
             // At first all is well, or it is said.
             let before = tracked.objectives.get(&site.site).copied().unwrap_or((true, true));
@@ -324,7 +345,7 @@ impl Inner {
                     news.push(News::Objective { site: site.site.clone(), which, met });
                 }
             }
-            now.insert(site.site, met);
+            now.insert(site.site.clone(), met);
         }
         tracked.objectives = now;
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::Look;
 use super::figures::Figure;
 use crate::api::{
     CatchUp, DrReply, MemberReplication, MirrorState, PlanStep, StandbySite, SwitchoverReply, SwitchoverStep,
@@ -19,8 +20,7 @@ const BUDGET_PART: f64 = 0.5;
 impl Inner {
     /// The state of the cluster against the loss of its site, when this member leads.
     pub(in crate::node) fn dr(&self) -> DrReply {
-        let figures = self.member_figures();
-        let standby_sites = self.standby_sites(&figures);
+        let Look { figures, standby_sites } = self.look();
         let voters: Vec<&Figure> = figures.iter().filter(|f| f.reply.role == MemberRole::Voter).collect();
         let sites: BTreeSet<&str> = voters.iter().map(|voter| voter.reply.site.as_str()).collect();
         let switchover = self.shown_switchover();
