@@ -244,8 +244,7 @@ impl Inner {
     /// What `/v1/replication` says when this member leads.
     pub(in crate::node) fn replication(&self) -> ReplicationReply {
         let unconfirmed = self.unconfirmed_for();
-        let mut members: Vec<MemberReplication> =
-            self.look().figures.into_iter().map(|figure| figure.reply).collect();
+        let mut members: Vec<MemberReplication> = self.look().figures.into_iter().map(|figure| figure.reply).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
         ReplicationReply {
             leader: Some(self.info.name.clone()),

@@ -295,7 +295,8 @@ impl Inner {
         let mut tracked = self.mirrors.tracked.lock();
         tracked.members.retain(|id, _| members.contains_key(id));
         for figure in &figures {
-            if let (Some(received), Some(followed)) = (figure.reply.received_index, tracked.members.get_mut(&figure.id)) {
+            if let (Some(received), Some(followed)) = (figure.reply.received_index, tracked.members.get_mut(&figure.id))
+            {
                 followed.received.note(received, now);
             }
         }
