@@ -379,7 +379,7 @@ fn a_stale_leader_promises_nothing_that_the_new_one_does_not_keep() {
 fn nothing_is_said_of_a_lease_whose_end_is_not_decided() {
     const TTL: Duration = Duration::from_secs(1);
     // Elections that are slower than the pause: the leader stays the same, in the same term.
-    let plan = Plan::new(3, 0).flag("--election-min-ms", "12s").flag("--election-max-ms", "15s");
+    let plan = Plan::new(3, 0).elections(Duration::from_secs(12), Duration::from_secs(15));
     let mut cluster = plan.flag("--request-timeout-ms", "1s").start();
     for round in 0..3u64 {
         let (id, keys) = (round + 1, names(&format!("undecided{round}"), 2));

@@ -16,8 +16,7 @@ use serde_json::json;
 
 /// A voter in east, and a mirror each in west and in north.
 fn sites() -> Cluster {
-    let plan = Plan::new(1, 1).with_points();
-    let plan = plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400");
+    let plan = Plan::new(1, 1).with_points().quick();
     let mut cluster = plan.prepare();
     cluster.add_member("mirror", "north");
     cluster.start_member(0);

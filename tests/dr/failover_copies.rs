@@ -25,7 +25,7 @@ const RATE: u64 = 128 << 10;
 
 fn plan() -> Plan {
     let plan = Plan::new(1, 1).linked().seals_early();
-    plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400")
+    plan.quick()
 }
 
 /// Writes all keys anew, and waits until the log no longer reaches back to before.

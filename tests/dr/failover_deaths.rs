@@ -11,11 +11,6 @@ use crate::support::wait_for;
 use lifeboat::crash_points::FORCE;
 use serde_json::json;
 
-/// Only for a site with one voter: on a busy machine others would change their leader all the time.
-fn quick(plan: Plan) -> Plan {
-    plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400")
-}
-
 /// At each place of a force, three places at a time.
 fn at_each_place(test: impl Fn(&str) + Copy + Send) {
     std::thread::scope(|scope| {
@@ -29,7 +24,7 @@ fn at_each_place(test: impl Fn(&str) + Copy + Send) {
 fn forced_while_the_other_dies(place: &str) {
     const EAST: usize = 0;
     const WEST: [usize; 2] = [1, 2];
-    let mut cluster = quick(Plan::new(1, 2).with_points()).start();
+    let mut cluster = Plan::new(1, 2).with_points().quick().start();
     for n in 0..5 {
         cluster.put_until_done(EAST, &format!("k{n}"), "east");
     }

@@ -18,8 +18,7 @@ const WEST: usize = 1;
 const NORTH: usize = 2;
 
 fn sites() -> Cluster {
-    let plan = Plan::new(1, 1).with_points().flag("--canary-interval-ms", "0");
-    let plan = plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400");
+    let plan = Plan::new(1, 1).with_points().flag("--canary-interval-ms", "0").quick();
     let mut cluster = plan.prepare();
     cluster.add_member("mirror", "north");
     cluster.start_member(EAST);

@@ -20,7 +20,7 @@ const WEST: [usize; 2] = [1, 2];
 
 fn sites() -> Cluster {
     let plan = Plan::new(1, 2).linked().with_points();
-    plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400").start()
+    plan.quick().start()
 }
 
 /// The primary site lives behind a cut link while a mirror is promoted; the link comes back while that stands at a place,

@@ -222,8 +222,7 @@ fn assert_wrong_orders_change_nothing(cluster: &Cluster, member: usize) {
 #[test]
 fn a_wrong_order_to_rejoin_is_refused_by_name_and_two_right_ones_at_once_are_one() {
     let (east, west) = (0, 1);
-    let plan = Plan::new(1, 1).with_points().flag("--heartbeat-ms", "50");
-    let mut cluster = plan.flag("--election-min-ms", "200").flag("--election-max-ms", "400").start();
+    let mut cluster = Plan::new(1, 1).with_points().quick().start();
     cluster.put_until_done(east, "k", "both");
     cluster.wait_converged();
     // Stopped, not killed: what a mirror applies may not be in its log on the disk yet.

@@ -22,8 +22,7 @@ const EAST: usize = 0;
 const WEST: [usize; 2] = [1, 2];
 
 fn sites() -> Cluster {
-    let plan = Plan::new(1, 2).linked().with_points();
-    let plan = plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400");
+    let plan = Plan::new(1, 2).linked().with_points().quick();
     let cluster = plan.start();
     cluster.put_until_done(EAST, "k", "east");
     cluster.wait_converged();

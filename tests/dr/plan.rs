@@ -37,8 +37,7 @@ fn at_each(cluster: &Cluster, places: &[&str], begin: impl FnOnce(), mut look: i
 
 #[test]
 fn the_plan_names_each_state_of_a_failover_and_of_the_way_home() {
-    let plan = Plan::new(1, 2).with_points();
-    let plan = plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400");
+    let plan = Plan::new(1, 2).with_points().quick();
     let mut cluster = plan.start();
     cluster.put_until_done(EAST, "k", "east");
     cluster.wait_converged();
@@ -123,8 +122,7 @@ fn the_plan_names_each_state_of_a_failover_and_of_the_way_home() {
 /// is fenced, and comes home.
 #[test]
 fn a_member_that_is_gone_for_good_is_forgotten_and_is_fenced_all_the_same_when_it_comes_back() {
-    let plan = Plan::new(1, 1).with_points();
-    let plan = plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400");
+    let plan = Plan::new(1, 1).with_points().quick();
     let mut cluster = plan.start();
     cluster.put_until_done(EAST, "k", "east");
     cluster.wait_converged();

@@ -284,8 +284,7 @@ fn what_is_written_while_conflicts_are_overwritten_is_kept() {
 #[test]
 fn the_death_of_the_leader_amid_it_is_not_noticed() {
     let plan = Plan::new(3, 0);
-    let mut cluster =
-        plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400").start();
+    let mut cluster = plan.quick().start();
     let [usual, disturbed, late] = strand(&cluster, [Kind::Many, Kind::Many, Kind::Large]);
     let (first, again, came) = undisturbed(&cluster, &usual);
     for stranded in [disturbed, late] {

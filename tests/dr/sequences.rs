@@ -18,7 +18,7 @@ const WEST: usize = 1;
 
 fn sites() -> Cluster {
     let plan = Plan::new(1, 1).linked();
-    plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400").start()
+    plan.quick().start()
 }
 
 /// Takes numbers at a member, by the same key until it is known what came of it.

@@ -34,12 +34,16 @@ pub struct Plan {
     program: Option<PathBuf>,
     linked: bool,
     points: bool,
+    /// The shortest and the longest election timeout.
+    elections: (Duration, Duration),
 }
 
 impl Plan {
-    /// So many voters in site `east` and mirrors in site `west`.
+    /// So many voters in site `east` and mirrors in site `west`. Their elections are slower than by default, because members
+    /// of several clusters share a few cores here: a leader that is not hurt seldom loses the lead.
     pub fn new(voters: usize, mirrors: usize) -> Plan {
-        Plan { voters, mirrors, flags: Vec::new(), program: None, linked: false, points: false }
+        let elections = (Duration::from_secs(1), Duration::from_millis(1500));
+        Plan { voters, mirrors, flags: Vec::new(), program: None, linked: false, points: false, elections }
     }
 
     /// With a flag more for `lifeboat serve` on every member.
@@ -74,9 +78,20 @@ impl Plan {
         self
     }
 
+    /// With elections between these timeouts.
+    pub fn elections(mut self, min: Duration, max: Duration) -> Plan {
+        self.elections = (min, max);
+        self
+    }
+
     /// With elections so slow that the leader stays the same however busy the machine is.
     pub fn steady(self) -> Plan {
-        self.flag("--election-min-ms", "1500ms").flag("--election-max-ms", "2s")
+        self.elections(Duration::from_millis(1500), Duration::from_secs(2))
+    }
+
+    /// Quick to notice who is dead, for tests that wait for that often. A leader that is only slow may lose the lead.
+    pub fn quick(self) -> Plan {
+        self.flag("--heartbeat-ms", "50").elections(Duration::from_millis(400), Duration::from_millis(800))
     }
 
     /// Starts the members and waits until all have joined and are ready.
@@ -102,7 +117,11 @@ impl Plan {
     }
 
     /// Makes the directory and takes the addresses, and starts nothing yet.
-    pub fn prepare(self) -> Cluster {
+    pub fn prepare(mut self) -> Cluster {
+        let (min, max) = self.elections;
+        for (name, timeout) in [("--election-min-ms", min), ("--election-max-ms", max)] {
+            self.flags.extend([name.to_string(), timeout.as_millis().to_string()]);
+        }
         let permit = Permit::acquire(self.voters + self.mirrors);
         let directory = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().expect("a temporary directory");
         let mut cluster = Cluster {

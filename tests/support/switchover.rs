@@ -18,8 +18,7 @@ const EACH_WAY: Duration = Duration::from_micros(2500);
 
 /// So many voters in one site and mirrors in the other, quick to notice who is dead: the tests wait for that often.
 pub fn sites(voters: usize, mirrors: usize) -> Cluster {
-    let plan = Plan::new(voters, mirrors).linked().with_points();
-    let plan = plan.flag("--heartbeat-ms", "50").flag("--election-min-ms", "200").flag("--election-max-ms", "400");
+    let plan = Plan::new(voters, mirrors).linked().with_points().quick();
     let cluster = plan.start();
     cluster.link().delay(EACH_WAY);
     wait_level(&cluster);
