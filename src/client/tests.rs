@@ -90,7 +90,7 @@ async fn a_connection_that_is_refused_sends_the_request_elsewhere() {
     let client = Client::builder().endpoints(endpoints).seed(first_is_first(2)).build().unwrap();
     client.put("a", "x").idempotent(false).await.unwrap();
     assert_eq!(member.count(), 1);
-    let nobody = Client::builder().endpoints([FakeMember::nobody().await]).deadline(Duration::from_millis(200));
+    let nobody = Client::builder().endpoints([FakeMember::nobody().await]).deadline(Duration::from_secs(2));
     let error = nobody.build().unwrap().put("a", "x").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { attempts: 2.., .. }), "{error:?}");
     assert!(!error.is_unknown(), "nothing was ever sent");
@@ -121,7 +121,7 @@ async fn what_will_fail_again_is_not_repeated() {
 async fn once_a_write_is_in_doubt_only_its_own_outcome_ends_the_doubt() {
     // The deadline comes while members only say that they did not take the repetition on.
     let member = FakeMember::start(|at, _| if at == 0 { Act::Close } else { no_leader() }).await;
-    let error = with_deadline(&[&member], Duration::from_millis(300)).put("a", "x").await.unwrap_err();
+    let error = with_deadline(&[&member], Duration::from_secs(2)).put("a", "x").await.unwrap_err();
     assert!(error.is_unknown(), "{error:?}");
     let Error::Unknown { idempotency_key, .. } = error else { panic!() };
     assert_eq!(idempotency_key.as_deref(), member.got()[0].key());
@@ -153,16 +153,15 @@ async fn a_cluster_without_keys_is_an_error_unless_the_caller_does_without() {
 
 #[tokio::test]
 async fn a_member_is_left_alone_for_as_long_as_it_asks() {
-    let full = || problem(429, "queue-full", "safe", Some("not-applied"), "Retry-After: 1\r\n");
-    let member = FakeMember::script(vec![full(), written()]).await;
+    let full =
+        |seconds: u8| problem(429, "queue-full", "safe", Some("not-applied"), &format!("Retry-After: {seconds}\r\n"));
+    let member = FakeMember::script(vec![full(1), written()]).await;
     let start = Instant::now();
     client(&[&member]).put("a", "x").await.unwrap();
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
     // Another member may be asked at once.
-    let (busy, free) = (FakeMember::always(full()).await, FakeMember::always(written()).await);
-    let start = Instant::now();
-    client(&[&busy, &free]).put("a", "x").await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let (busy, free) = (FakeMember::always(full(60)).await, FakeMember::always(written()).await);
+    with_deadline(&[&busy, &free], Duration::from_secs(30)).put("a", "x").await.unwrap();
     // Nobody waits for what lies behind the deadline.
     let later = problem(429, "outcomes-full", "safe", Some("not-applied"), "Retry-After: 60\r\n");
     let member = FakeMember::always(later).await;
@@ -225,9 +224,10 @@ async fn a_member_that_hangs_costs_one_attempt() {
     client.put("a", "x").await.unwrap();
     assert_eq!(hangs.got()[0].key(), works.got()[0].key());
     // Without a key the deadline is all it has.
+    let before = works.count();
     let error = with_deadline(&[&hangs, &works], Duration::from_millis(200)).put("a", "x").idempotent(false).await;
     assert!(error.unwrap_err().is_unknown());
-    assert_eq!(works.count(), 1);
+    assert_eq!(works.count(), before);
 }
 
 #[tokio::test]
@@ -423,7 +423,7 @@ async fn a_member_that_falls_silent_is_left() {
     let silent = FakeMember::always(Act::AnswerAndHang(lines(&[r#"{"type":"open","revision":4}"#]))).await;
     let lively = FakeMember::always(Act::AnswerAndHang(lines(&[r#"{"type":"open","revision":4}"#, &change(5)]))).await;
     let client = client(&[&silent, &lively]);
-    let mut watcher = client.watch_keys(Keys::One("k5".into())).since(4).heartbeat(Duration::from_millis(100)).start();
+    let mut watcher = client.watch_keys(Keys::One("k5".into())).since(4).heartbeat(Duration::from_secs(1)).start();
     assert_eq!((told(&mut watcher).await, told(&mut watcher).await, told(&mut watcher).await), (1004, 1004, 5));
     assert_eq!(silent.count(), 1);
     assert_eq!(watcher.endpoint(), Some(lively.url().as_str()));
@@ -487,25 +487,25 @@ async fn an_observer_that_could_not_read_the_new_leader_reads_again_without_anot
 }
 
 fn kept() -> Act {
-    answer(200, "", r#"{"id":9,"ttl_seconds":1}"#)
+    answer(200, "", r#"{"id":9,"ttl_seconds":3}"#)
 }
 
 #[tokio::test]
 async fn a_keeper_counts_from_the_last_keepalive_that_was_answered() {
     // The first two keep-alives are answered, then the member falls silent: it may be lost, nobody knows.
     let member = FakeMember::start(|at, _| match at {
-        0 => answer(201, "", r#"{"id":9,"ttl_seconds":1,"revision":3}"#),
+        0 => answer(201, "", r#"{"id":9,"ttl_seconds":3,"revision":3}"#),
         1 | 2 => kept(),
         _ => Act::Hang,
     })
     .await;
     let start = Instant::now();
-    let keeper = client(&[&member]).keep(Duration::from_secs(1)).await.unwrap();
-    assert!(keeper.is_alive() && keeper.remaining() <= Duration::from_secs(1));
+    let keeper = client(&[&member]).keep(Duration::from_secs(3)).await.unwrap();
+    assert!(keeper.is_alive() && keeper.remaining() <= Duration::from_secs(3));
     assert_eq!(tokio::time::timeout(PATIENCE, keeper.lost()).await.unwrap(), LeaseState::MayBeLost);
-    assert!(start.elapsed() > Duration::from_millis(1300), "two keep-alives were answered: {:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(3900), "two keep-alives were answered: {:?}", start.elapsed());
     assert!(!keeper.is_alive());
-    assert_eq!(member.got()[0].body, br#"{"ttl_seconds":1}"#);
+    assert_eq!(member.got()[0].body, br#"{"ttl_seconds":3}"#);
     assert!(member.got()[0].key().is_some(), "a grant is known again");
     assert_eq!(member.got()[1].target, "/v1/leases/9/keepalive");
 }

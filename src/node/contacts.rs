@@ -73,6 +73,11 @@ impl Contacts {
         self.0.lock().get(&id)?.took.iter().min().copied()
     }
 
+    /// The same once so many answers are known that it does not come from a moment in which the member was busy.
+    pub fn sure_round_trip(&self, id: MemberId) -> Option<Duration> {
+        self.0.lock().get(&id).filter(|contact| contact.took.len() == SAMPLES)?.took.iter().min().copied()
+    }
+
     /// Forgets all but these.
     fn forget(&self, keep: impl Fn(MemberId) -> bool) {
         self.0.lock().retain(|id, contact| keep(*id) || contact.asking);
@@ -169,11 +174,13 @@ mod tests {
             contacts.end(1, Some(Duration::from_millis(took)));
         }
         assert_eq!(contacts.round_trip(1), Some(Duration::from_millis(5)));
+        assert_eq!(contacts.sure_round_trip(1), None, "three answers may all come from a busy moment");
         assert!(contacts.silent_for(1).is_some());
         for _ in 0..SAMPLES {
             contacts.end(1, Some(Duration::from_millis(70)));
         }
         assert_eq!(contacts.round_trip(1), Some(Duration::from_millis(70)), "old answers are forgotten");
+        assert_eq!(contacts.sure_round_trip(1), Some(Duration::from_millis(70)));
         contacts.forget(|id| id != 1);
         assert_eq!(contacts.round_trip(1), None);
     }

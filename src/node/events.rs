@@ -175,6 +175,11 @@ impl Events {
         self.list.lock().kept.iter().any(|event| event.event_id.as_deref() == Some(event_id))
     }
 
+    /// The newest of the events that are kept for which this holds.
+    pub fn newest(&self, holds: impl Fn(&Event) -> bool) -> Option<Event> {
+        self.list.lock().kept.iter().rev().find(|event| holds(event)).cloned()
+    }
+
     /// Takes the events of the cluster into the list that are not in it yet.
     pub fn follow(&self, store: &Store) -> Result<(), ReadError> {
         let last = store.records().last_event;

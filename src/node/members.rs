@@ -39,7 +39,7 @@ use crate::raft::peer_http::PeerError;
 use crate::raft::types::{MemberInfo, RaftLogId};
 
 /// A voter whose round trip to the leader is longer makes every write slow.
-pub(super) const FAR_AWAY: Duration = Duration::from_millis(50);
+const FAR_AWAY: Duration = Duration::from_millis(50);
 /// Between two attempts while Raft is busy with another change of the membership.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -120,8 +120,31 @@ impl MembersRequest {
 }
 
 impl Inner {
-    /// Does what is asked when this member leads, else asks the leader.
+    /// Does what is asked when this member leads, else asks the leader. Between two leaders it waits for the next as a write
+    /// does; who only looks is told at once that there is none.
     pub(super) async fn ask_members(
+        &self,
+        ctx: &RequestContext,
+        request: MembersRequest,
+        forwarded: bool,
+    ) -> Result<MembersAnswer, NodeError> {
+        let first = Instant::now();
+        let waits = !forwarded && !request.only_looks();
+        loop {
+            if waits && self.is_founded() {
+                // Too late is told below.
+                let _ = tokio::time::timeout_at(ctx.deadline.into(), self.wait_for_leader()).await;
+            }
+            // Refused so, it has changed nothing.
+            let answer = self.ask_members_once(ctx, request.clone(), forwarded).await;
+            let nobody_led = matches!(answer, Err(NodeError::NoLeader { .. }));
+            if !nobody_led || !waits || ctx.remaining().is_zero() || !self.try_again(first).await {
+                return answer;
+            }
+        }
+    }
+
+    async fn ask_members_once(
         &self,
         ctx: &RequestContext,
         request: MembersRequest,
@@ -382,9 +405,10 @@ impl Inner {
         retain: bool,
         deadline: Instant,
     ) -> Result<(), NodeError> {
+        let mut refused = None;
         loop {
             self.wait_membership_committed(deadline).await?;
-            let before = self.membership_id();
+            let (before, term) = (self.membership_id(), self.view().term);
             let changed = self.raft.change_membership(change.clone(), retain);
             let Ok(changed) = tokio::time::timeout_at(deadline.into(), changed).await else {
                 return Err(NodeError::Unknown { detail: "the change of members was not committed in time".into() });
@@ -396,10 +420,22 @@ impl Inner {
                     return Err(NodeError::StorageFailed { detail: fatal.to_string() });
                 }
             };
+            // Refused only because the quorum was silent for a moment: this member still leads.
+            let goes_on = match &error {
+                ClientWriteError::ForwardToLeader(_) => {
+                    let first = *refused.get_or_insert_with(Instant::now);
+                    self.view().leads && self.view().term == term && self.try_again(first).await
+                }
+                _ => false,
+            };
             if self.membership_id() != before {
+                if goes_on && Box::pin(self.finish_joint(deadline)).await.is_ok_and(|finished| finished) {
+                    return Ok(());
+                }
                 return Err(NodeError::Unknown { detail: format!("the change of members has begun: {error}") });
             }
             match error {
+                ClientWriteError::ForwardToLeader(_) if goes_on => {}
                 ClientWriteError::ForwardToLeader(_) => return Err(self.no_leader()),
                 // Another change came first; it is waited for like any other.
                 ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {}
@@ -409,6 +445,11 @@ impl Inner {
                 other => return Err(NodeError::Unknown { detail: other.to_string() }),
             }
         }
+    }
+
+    /// How far away a member is from this leader, if that is too far for a voter.
+    pub(super) fn far_away(&self, id: MemberId) -> Option<Duration> {
+        self.contacts.sure_round_trip(id).filter(|far| *far > FAR_AWAY)
     }
 
     /// The log id of the newest membership.
@@ -529,7 +570,7 @@ impl Inner {
         }
         if self.view().leads {
             for (id, info) in voters() {
-                if let Some(far) = self.contacts.round_trip(*id).filter(|far| *far > FAR_AWAY) {
+                if let Some(far) = self.far_away(*id) {
                     let name = &info.name;
                     let ms = far.as_millis();
                     warnings

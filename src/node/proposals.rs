@@ -49,8 +49,8 @@ pub struct Waiting {
     pub forwarded: bool,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Answer>,
-    /// When it was first refused because nobody led.
-    pub refused: Option<Instant>,
+    /// When it was first refused because nobody led, and in which term.
+    pub refused: Option<(Instant, u64)>,
     /// Whose it is: the queue's or, once its time is over, that of whoever waits for it.
     pub place: Place,
 }
@@ -150,11 +150,13 @@ fn dispatch(inner: &Arc<Inner>, batch: Vec<Waiting>, permit: OwnedSemaphorePermi
     }
 }
 
-/// Takes what reached no log, because nobody led, through the queue once more; false when its time is over, or when it
-/// means something from this leader only.
+/// Takes what reached no log, because nobody led, through the queue once more; false when its time is over. What goes no
+/// further than this member is tried again by the same leader only: its quorum was silent for a moment.
 async fn once_more(inner: &Inner, mut waiting: Waiting) -> Result<(), Waiting> {
-    let first = *waiting.refused.get_or_insert_with(Instant::now);
-    if waiting.forwarded || waiting.answer.is_closed() || !inner.try_again(first).await {
+    let (first, term) = *waiting.refused.get_or_insert_with(|| (Instant::now(), inner.view().term));
+    let view = inner.view();
+    let goes_on = !waiting.forwarded || view.leads && view.term == term;
+    if !goes_on || waiting.answer.is_closed() || !inner.try_again(first).await {
         return Err(waiting);
     }
     inner.proposals.try_send(waiting).map_err(mpsc::error::TrySendError::into_inner)

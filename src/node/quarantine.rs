@@ -26,6 +26,8 @@ use crate::store::StoreError;
 /// How long a member in quarantine goes on before it is opened anew, at least, so that replies that are under way, perhaps
 /// the report that led to it, still get out.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// So long a verification that this member leads may go on first.
+const LAST_REPORT: Duration = Duration::from_secs(10);
 
 /// What is wrong with a member's copy, as far as that is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -222,8 +224,13 @@ impl Inner {
         self.watches.stop();
         let inner = self.clone();
         self.background.handle.spawn(async move {
+            // A verification that this member leads shall tell to its end what it finds.
+            let last_words = async {
+                let _too_late_is_cut = tokio::time::timeout(LAST_REPORT, inner.verifying.lock()).await;
+                tokio::time::sleep(LAST_WORDS).await;
+            };
             // Only what is worth waiting for: a member that does not lead has nothing to hand over.
-            let (_, ()) = tokio::join!(inner.step_down(), tokio::time::sleep(LAST_WORDS));
+            let (_, ()) = tokio::join!(inner.step_down(), last_words);
             inner.reopen.send_replace(true);
         });
     }

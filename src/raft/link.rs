@@ -357,8 +357,8 @@ mod tests {
 
     #[test]
     fn a_cap_holds_over_all_that_share_it_whatever_each_takes() {
-        let start = Instant::now();
         let cap = Cap::new(100_000);
+        let start = Instant::now();
         let (mut now, mut other) = (start, start);
         for _ in 0..250 {
             // Two streams, each of which waits until its piece has passed; the second comes to it a little late.

@@ -198,8 +198,14 @@ mod tests {
     use crate::store::StoreConfig;
     use crate::wal::WalConfig;
 
-    #[tokio::test]
-    async fn only_what_is_not_in_memory_is_read_on_another_thread() {
+    #[test]
+    fn only_what_is_not_in_memory_is_read_on_another_thread() {
+        // One thread that blocks, so that it can be kept from being quicker than this one.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(reads_old_entries_elsewhere());
+    }
+
+    async fn reads_old_entries_elsewhere() {
         let disk = Arc::new(SimDisk::new());
         let config = WalConfig { memory_bytes: 4000, ..WalConfig::new(Default::default(), 1) };
         let wal = Wal::open(disk.clone(), Path::new("/wal"), config).unwrap();
@@ -213,8 +219,12 @@ mod tests {
         }
         let recent = log.limited_get_log_entries(98, 100).now_or_never().expect("it is in memory").unwrap();
         assert_eq!(recent.len(), 2);
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let holds = tokio::task::spawn_blocking(move || held.recv());
         assert!(log.limited_get_log_entries(3, 100).now_or_never().is_none(), "a file was read on this thread");
         assert!(log.try_get_log_entries(3..5).now_or_never().is_none(), "a file was read on this thread");
+        drop(let_go);
+        holds.await.unwrap().unwrap_err();
         let old = log.limited_get_log_entries(3, 100).await.unwrap();
         assert_eq!(old.first().map(|entry| entry.log_id.index), Some(3));
         assert_eq!(log.try_get_log_entries(3..100).await.unwrap().len(), 97);

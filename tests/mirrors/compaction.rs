@@ -9,10 +9,12 @@ use std::time::Duration;
 
 /// Members that seal often and keep little of what was.
 fn small(plan: Plan) -> Plan {
-    plan.seals_early()
-        .flag("--history-keep-ms", "500ms")
-        .flag("--history-keep-revisions", "20")
-        .flag("--disk-reserve-bytes", "1MiB")
+    plan.seals_early().flag("--history-keep-ms", "500ms").flag("--history-keep-revisions", "20")
+}
+
+/// The same with so large a reserve that what the log lets go is not room enough for a member that was short.
+fn scarce(plan: Plan) -> Plan {
+    small(plan).steady().flag("--disk-reserve-bytes", "8MiB")
 }
 
 fn figure(cluster: &Cluster, member: usize, name: &str) -> u64 {
@@ -34,7 +36,7 @@ fn overwrite(cluster: &Cluster, at: usize, rounds: std::ops::Range<usize>) {
 
 #[test]
 fn what_is_overwritten_is_given_back_on_every_member_and_what_is_kept_can_be_read() {
-    let mut cluster = small(Plan::new(3, 1)).start();
+    let mut cluster = small(Plan::new(3, 1)).flag("--disk-reserve-bytes", "1MiB").start();
     let first = cluster.put_until_done(0, "k0", "first");
     overwrite(&cluster, 1, 0..600);
     let written = (600 * VALUE_BYTES) as u64;
@@ -106,10 +108,10 @@ fn fill(cluster: &Cluster) -> usize {
     }
 }
 
-fn check_short(cluster: &Cluster, written: usize) {
+fn check_short(cluster: &mut Cluster, written: usize) {
     for member in 0..3 {
         http::get(cluster.client(member), "/v1/kv/fill/0").expect(200);
-        http::get(cluster.client(member), "/health/ready").expect(200);
+        cluster.wait_ready(member);
         let txn = serde_json::json!({ "then": [{ "put": { "key": "more", "value": "x" } }] });
         http::post(cluster.client(member), "/v1/txn", &txn).expect_problem(507, "no-room");
         let lease = serde_json::json!({ "ttl_seconds": 30 });
@@ -127,9 +129,9 @@ fn wait_room(cluster: &Cluster) {
 
 #[test]
 fn a_full_disk_refuses_growth_and_recovers_by_itself() {
-    let mut cluster = small(Plan::new(3, 0)).flag("--disk-quota-bytes", "24MiB").start();
+    let mut cluster = scarce(Plan::new(3, 0)).flag("--disk-quota-bytes", "24MiB").start();
     let written = fill(&cluster);
-    check_short(&cluster, written);
+    check_short(&mut cluster, written);
     // A restart in this state is a restart like any other.
     let status = cluster.stop(0);
     assert!(status.success(), "{status}");
@@ -146,7 +148,7 @@ fn a_full_disk_refuses_growth_and_recovers_by_itself() {
 
 #[test]
 fn one_full_disk_is_enough_to_refuse_growth() {
-    let mut cluster = small(Plan::new(3, 0)).prepare();
+    let mut cluster = scarce(Plan::new(3, 0)).prepare();
     cluster.member_mut(2).arguments.extend(["--disk-quota-bytes".into(), "24MiB".into()]);
     cluster.start_member(0);
     cluster.wait_ready(0);
@@ -154,7 +156,7 @@ fn one_full_disk_is_enough_to_refuse_growth() {
     cluster.start_member(2);
     cluster.wait_joined();
     let written = fill(&cluster);
-    check_short(&cluster, written);
+    check_short(&mut cluster, written);
     assert_eq!(figure(&cluster, 2, "lifeboat_disk_short"), 1);
     assert_eq!(figure(&cluster, 0, "lifeboat_disk_short"), 0);
     // Without the member that is short there is room, and a quorum.

@@ -197,7 +197,9 @@ impl Sent {
 #[test]
 fn a_copy_that_is_cut_by_the_death_of_either_side_costs_little_more_than_one() {
     // What is compressed as well as these values lies in buffers on the way as a whole.
-    let mut cluster = short(Plan::new(3, 1)).flag("--link-compression", "off").start();
+    // So slow is the link that the copy is surely under way when it is cut.
+    let plan = short(Plan::new(3, 1)).flag("--link-compression", "off").flag("--link-bandwidth-bytes", "8MiB");
+    let mut cluster = plan.start();
     cluster.kill(3);
     write(&cluster, 0, KEYS, 0);
     cluster.wait_converged();

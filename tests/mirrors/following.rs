@@ -21,14 +21,22 @@ use serde_json::{Value, json};
 /// By how much a measured age may be above the true one: looks are 100 ms apart, and the machine may be slow.
 const AGE_SLACK: f64 = 1.5;
 
+fn wait_lacks_nothing(cluster: &Cluster) {
+    wait_for("nothing to be lacking", || {
+        let found = mirror(cluster);
+        if found["send_queue"]["entries"] == 0 { Ok(()) } else { Err(found.to_string()) }
+    });
+}
+
 #[test]
 fn each_state_is_reached_and_seen_in_the_api_the_metrics_and_the_events() {
     let (hook, posts) = receiver(0);
-    let cluster = Plan::new(3, 1).linked().flag("--webhooks", &hook).flag("--canary-interval-ms", "500ms").start();
+    let cluster =
+        Plan::new(3, 1).linked().steady().flag("--webhooks", &hook).flag("--canary-interval-ms", "500ms").start();
     cluster.link().delay(Duration::from_millis(50));
-    let found = wait_state(&cluster, "SYNCHRONIZED");
+    wait_state(&cluster, "SYNCHRONIZED");
     assert_metric(&cluster, "SYNCHRONIZED");
-    assert_eq!(found["send_queue"]["entries"], 0, "{found}");
+    wait_lacks_nothing(&cluster);
     wait_for("the round trip to be measured", || {
         let round_trip = seconds(&mirror(&cluster)["round_trip_seconds"]);
         if round_trip >= 0.1 { Ok(()) } else { Err(round_trip.to_string()) }
@@ -169,8 +177,9 @@ fn a_mirror_to_which_only_one_way_works_is_disconnected_and_never_looks_current(
     let cut = Instant::now();
     write(&cluster, "dialled-from-east-alone", "x");
     wait_for("the mirror to say that it may lag, and the leader that it follows", || {
+        let elapsed = cut.elapsed();
         let (own, found) = (own_lag(), mirror(&cluster));
-        assert!(own > 0.0 && own >= cut.elapsed().as_secs_f64() - AGE_SLACK, "{own} after {:?}", cut.elapsed());
+        assert!(own > 0.0 && own >= elapsed.as_secs_f64() - AGE_SLACK, "{own} after {elapsed:?}");
         let shown = shown_by_itself("dialled-from-east-alone").status;
         let follows = found["state"] == "SYNCHRONIZED" && seconds(&found["lag_seconds"]) < own && shown == 200;
         if own > 5.0 && follows { Ok(()) } else { Err(format!("{own}, {shown}, {found}")) }
@@ -195,12 +204,40 @@ fn a_voter_cannot_be_suspended_and_nobody_else_that_is_not_there() {
     assert_eq!(wait_state(&cluster, "SYNCHRONIZED")["name"], "n4");
 }
 
+/// Nobody leads another cluster meanwhile: only the quorum is silent for longer than a leader is believed.
+#[test]
+fn a_change_waits_for_a_quorum_that_is_silent_for_a_moment() {
+    let mut cluster = Plan::new(3, 1).steady().start();
+    wait_state(&cluster, "SYNCHRONIZED");
+    let leader = cluster.wait_leader();
+    let others: Vec<usize> = (0..3).filter(|member| *member != leader).collect();
+    others.iter().for_each(|other| cluster.pause(*other));
+    wait_for("the leader to be alone", || {
+        let reply = replication(&cluster, leader);
+        if reply["confirmed"] == false { Ok(()) } else { Err(reply.to_string()) }
+    });
+    let address = cluster.client(leader);
+    let target = "/v1/members/n4/suspend";
+    let mut connection = http::Connection::open(address).unwrap();
+    connection.send(&Request::new("POST", target).body("{}").bytes()).unwrap();
+    // It has surely been looked at before the others come back when so many later ones are answered.
+    for _ in 0..20 {
+        http::get(address, "/v1/status").expect(200);
+    }
+    others.iter().for_each(|other| cluster.resume(*other));
+    let answer = connection.read_answer(false).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    wait_state(&cluster, "SUSPENDED");
+    steer(&cluster, "resume");
+}
+
 #[test]
 fn the_age_shown_is_the_age_caused() {
-    let cluster = Plan::new(3, 1).linked().start();
+    let cluster = Plan::new(3, 1).linked().steady().start();
     cluster.link().delay(Duration::from_millis(25));
     wait_state(&cluster, "SYNCHRONIZED");
     cluster.wait_converged();
+    wait_lacks_nothing(&cluster);
     let leader = cluster.wait_leader();
     cluster.link().cut();
     let before_cut = Instant::now();
@@ -241,10 +278,7 @@ fn the_age_shown_is_the_age_caused() {
     cluster.link().heal();
     let found = wait_state(&cluster, "SYNCHRONIZED");
     assert_eq!(found["catch_up_by"], "log", "{found}");
-    wait_for("nothing to be lacking", || {
-        let found = mirror(&cluster);
-        if found["send_queue"]["entries"] == 0 { Ok(()) } else { Err(found.to_string()) }
-    });
+    wait_lacks_nothing(&cluster);
     cluster.wait_converged();
     cluster.assert_same_content();
 }
@@ -288,7 +322,7 @@ fn a_mirror_of_a_leader_without_a_quorum_never_looks_current() {
 
 #[test]
 fn a_write_waits_for_a_mirror_when_it_shall() {
-    let cluster = Plan::new(3, 1).flag("--mirror-wait-ms", "1500ms").linked().start();
+    let cluster = Plan::new(3, 1).flag("--mirror-wait-ms", "4s").linked().steady().start();
     cluster.link().delay(Duration::from_millis(100));
     wait_state(&cluster, "SYNCHRONIZED");
     // By the leader, by a follower, and by the mirror itself.
@@ -376,8 +410,9 @@ fn follow_the_plan(cluster: &Cluster) -> String {
 
 #[test]
 fn the_plan_gives_commands_that_help() {
-    let cluster = Plan::new(3, 1).start();
+    let cluster = Plan::new(3, 1).steady().start();
     wait_state(&cluster, "SYNCHRONIZED");
+    wait_dr(&cluster, "nothing to warn of", |dr| dr["warnings"] == json!([]));
     let dr = http::get(cluster.client(MIRROR), "/v1/dr").expect(200).json();
     assert_eq!((&dr["primary_site"], &dr["quorum_margin"]), (&json!("east"), &json!(1)), "{dr}");
     assert_eq!(dr["standby_sites"][0]["mirrors"], json!(["n4"]), "{dr}");
@@ -459,7 +494,7 @@ fn a_voter_far_away_is_named_in_the_plan_which_makes_it_a_mirror() {
 #[test]
 fn objectives_that_are_missed_and_met_again_are_told() {
     let (url, mut hook) = Hook::new();
-    let mut cluster = Plan::new(3, 1).flag("--rpo-seconds", "1").flag("--webhooks", &url).start();
+    let mut cluster = Plan::new(3, 1).steady().flag("--rpo-seconds", "1").flag("--webhooks", &url).start();
     // The newest one: a busy machine may have missed it for a moment before.
     let see = |hook: &mut Hook, kind: &str| {
         let id = wait_for(&format!("{kind} to be told"), || {
@@ -493,7 +528,7 @@ fn objectives_that_are_missed_and_met_again_are_told() {
 
 #[test]
 fn a_suspended_mirror_that_outlasts_the_log_comes_back_by_a_delta() {
-    let cluster = Plan::new(3, 1).seals_early().start();
+    let cluster = Plan::new(3, 1).seals_early().steady().start();
     for n in 0..20 {
         write(&cluster, &format!("base/{n}"), vec![b'b'; 64 << 10]);
     }
@@ -526,7 +561,7 @@ fn a_suspended_mirror_that_outlasts_the_log_comes_back_by_a_delta() {
 #[test]
 fn a_member_that_has_applied_something_else_is_found_by_its_chain_hash_and_repaired() {
     // Without canaries, the next entry is the one that the test writes.
-    let mut cluster = Plan::new(3, 1).flag("--canary-interval-ms", "0").start();
+    let mut cluster = Plan::new(3, 1).steady().flag("--canary-interval-ms", "0").start();
     wait_state(&cluster, "SYNCHRONIZED");
     for n in 0..20 {
         write(&cluster, &format!("k/{n}"), "1");

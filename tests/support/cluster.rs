@@ -34,6 +34,8 @@ pub struct Plan {
     program: Option<PathBuf>,
     linked: bool,
     points: bool,
+    /// Between two heartbeats; one that is not answered by the next counts for nothing.
+    heartbeat: Duration,
     /// The shortest and the longest election timeout.
     elections: (Duration, Duration),
 }
@@ -42,8 +44,9 @@ impl Plan {
     /// So many voters in site `east` and mirrors in site `west`. Their elections are slower than by default, because members
     /// of several clusters share a few cores here: a leader that is not hurt seldom loses the lead.
     pub fn new(voters: usize, mirrors: usize) -> Plan {
-        let elections = (Duration::from_secs(1), Duration::from_millis(1500));
-        Plan { voters, mirrors, flags: Vec::new(), program: None, linked: false, points: false, elections }
+        let (heartbeat, elections) =
+            (Duration::from_millis(200), (Duration::from_secs(1), Duration::from_millis(1500)));
+        Plan { voters, mirrors, flags: Vec::new(), program: None, linked: false, points: false, heartbeat, elections }
     }
 
     /// With a flag more for `lifeboat serve` on every member.
@@ -85,13 +88,15 @@ impl Plan {
     }
 
     /// With elections so slow that the leader stays the same however busy the machine is.
-    pub fn steady(self) -> Plan {
+    pub fn steady(mut self) -> Plan {
+        self.heartbeat = Duration::from_millis(400);
         self.elections(Duration::from_millis(1500), Duration::from_secs(2))
     }
 
     /// Quick to notice who is dead, for tests that wait for that often. A leader that is only slow may lose the lead.
-    pub fn quick(self) -> Plan {
-        self.flag("--heartbeat-ms", "50").elections(Duration::from_millis(400), Duration::from_millis(800))
+    pub fn quick(mut self) -> Plan {
+        self.heartbeat = Duration::from_millis(100);
+        self.elections(Duration::from_millis(400), Duration::from_millis(800))
     }
 
     /// Starts the members and waits until all have joined and are ready.
@@ -119,8 +124,9 @@ impl Plan {
     /// Makes the directory and takes the addresses, and starts nothing yet.
     pub fn prepare(mut self) -> Cluster {
         let (min, max) = self.elections;
-        for (name, timeout) in [("--election-min-ms", min), ("--election-max-ms", max)] {
-            self.flags.extend([name.to_string(), timeout.as_millis().to_string()]);
+        let timing = [("--heartbeat-ms", self.heartbeat), ("--election-min-ms", min), ("--election-max-ms", max)];
+        for (name, span) in timing {
+            self.flags.extend([name.to_string(), span.as_millis().to_string()]);
         }
         let permit = Permit::acquire(self.voters + self.mirrors);
         let directory = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().expect("a temporary directory");

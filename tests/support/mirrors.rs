@@ -29,8 +29,14 @@ pub fn member(reply: &Value, name: &str) -> Value {
     members.iter().find(|member| member["name"] == name).unwrap_or_else(|| panic!("no {name} in {reply}")).clone()
 }
 
+/// What the leader shows of the mirror.
+#[track_caller]
 pub fn mirror(cluster: &Cluster) -> Value {
-    member(&replication(cluster, cluster.wait_leader()), "n4")
+    wait_for("the leader to show n4", || {
+        let reply = replication(cluster, cluster.leader_now()?);
+        // It may have lost the lead meanwhile.
+        if reply["leader"].is_null() { Err(reply.to_string()) } else { Ok(member(&reply, "n4")) }
+    })
 }
 
 #[track_caller]

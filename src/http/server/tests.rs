@@ -105,7 +105,8 @@ async fn a_connection_that_is_one_too_many_is_told_so_and_the_next_is_served_whe
 #[tokio::test]
 async fn an_unfinished_head_and_an_idle_connection_are_closed() {
     let millis = Duration::from_millis;
-    let options = ServerOptions { header_timeout: millis(40), idle_timeout: millis(40), ..ServerOptions::default() };
+    let options =
+        ServerOptions { header_timeout: millis(1500), idle_timeout: millis(1500), ..ServerOptions::default() };
     let listening = listen(options).await;
     let mut silent = Wire::connect(listening.address).await;
     let mut slow = Wire::connect(listening.address).await;
@@ -120,13 +121,14 @@ async fn an_unfinished_head_and_an_idle_connection_are_closed() {
 #[tokio::test]
 async fn a_request_that_takes_longer_than_any_timeout_is_answered() {
     let millis = Duration::from_millis;
-    let options = ServerOptions { header_timeout: millis(250), idle_timeout: millis(250), ..ServerOptions::default() };
+    let options =
+        ServerOptions { header_timeout: millis(1500), idle_timeout: millis(1500), ..ServerOptions::default() };
     let listening = listen(options).await;
     let mut wire = Wire::connect(listening.address).await;
     wire.send("GET /held HTTP/1.1\r\nHost: t\r\n\r\n").await;
     listening.until_held(1).await;
     // The passing of this time is what is tried here: both timeouts, twice over.
-    tokio::time::sleep(millis(600)).await;
+    tokio::time::sleep(millis(3200)).await;
     listening.let_go.add_permits(1);
     assert_eq!(wire.answer(false).await.body, b"done");
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::server::ServerOptions;
 use super::super::wire::{PATIENCE, Wire};
 use super::super::{EdgeOptions, headers};
-use super::{Member, start, start_as, start_with};
+use super::{Member, start, start_as};
 
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 
@@ -206,7 +206,8 @@ async fn the_number_of_watchers_is_bounded_and_those_who_leave_are_forgotten() {
 #[tokio::test]
 async fn a_stop_ends_streams_and_waits_for_no_reader() {
     let server = ServerOptions { drain_timeout: PATIENCE * 2, ..ServerOptions::default() };
-    let member = start_with(EdgeOptions { server, ..EdgeOptions::default() }).await;
+    let edge = EdgeOptions { server, ..EdgeOptions::default() };
+    let member = start_as(edge, |config| config.watch_slow_timeout_ms = 600_000).await;
     let mut reads = Lines::open(&member, "").await;
     reads.next().await;
     // This one never reads, and so much is ready for it that it does not fit into any buffer.
@@ -301,7 +302,7 @@ async fn fed(member: &Member) {
 #[tokio::test]
 async fn a_floor_that_passes_a_quiet_wait_costs_nothing() {
     let member = start().await;
-    for (wait, change, status) in [("1s", false, 204), ("5m", true, 200)] {
+    for (wait, change, status) in [("8s", false, 204), ("5m", true, 200)] {
         let since = put(&member, "a", "1").await;
         let mut wire = member.wire().await;
         wire.send(format!("GET /v1/kv/a?since={since}&wait={wait} HTTP/1.1\r\nHost: t\r\n\r\n")).await;

@@ -144,7 +144,9 @@ impl Inner {
         let silence_limit = SILENCE_LIMIT.max(self.election_max * 2) + round_trip.unwrap_or_default();
         let answers = silent.is_some_and(|silent| silent <= silence_limit);
         let quarantined = heard.as_ref().and_then(|heard| heard.standing.quarantined.clone());
-        let quarantined = quarantined.or_else(|| followed.repairing.clone()).or_else(|| followed.disagrees.clone());
+        let quarantined = quarantined
+            .or_else(|| followed.repairing.clone())
+            .or_else(|| followed.disagrees.as_ref().map(|(why, _)| why.clone()));
         let suspended = self.mirrors.suspensions.contains(id);
         let redo_age = heard.as_ref().and_then(|heard| heard.redo_age);
         let seen = Seen {
@@ -155,9 +157,10 @@ impl Inner {
             limit: BEHIND_LIMIT + 2 * round_trip.unwrap_or_default(),
             confirmed: moment.unconfirmed == Some(Duration::ZERO),
         };
-        // A leader that has just begun has not heard of anybody yet.
+        // A leader that has just begun has not heard of anybody yet, and of a member that has just come nobody has.
         let told = heard.is_some() || followed.repairing.is_some();
-        let known = told || suspended || self.led_for() > silence_limit;
+        let looked_for = now.saturating_duration_since(*followed.since.get_or_insert(now));
+        let known = told || suspended || looked_for.min(self.led_for()) > silence_limit;
         let (before, since) = followed.state.unwrap_or((MirrorState::Synchronizing, now));
         let state = if known { state::next(followed.state.map(|(state, _)| state), seen) } else { before };
         let since = if state == before { since } else { now };

@@ -41,7 +41,7 @@ pub use standing::{AppliedPoint, Standing};
 
 use super::Inner;
 use super::events::NewEvent;
-use crate::api::{MirrorState, StandbySite};
+use crate::api::{Event, MirrorState, StandbySite};
 use crate::model::{ChainHash, MemberId, MemberRole, Revision};
 use crate::raft::network::Suspensions;
 use commits::Commits;
@@ -55,6 +55,11 @@ const BEHIND_LIMIT: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 /// The rate at which a member receives is averaged over about so long.
 const RATE_SPAN: Duration = Duration::from_secs(3);
+
+/// Kinds of events.
+const MIRROR_STATE: &str = "mirror-state";
+const OBJECTIVE_MET: &str = "objective-met";
+const OBJECTIVE_MISSED: &str = "objective-missed";
 
 /// What the leader knows of the members.
 #[derive(Debug, Default)]
@@ -78,6 +83,8 @@ struct Tracked {
 /// One member.
 #[derive(Debug, Default)]
 struct Followed {
+    /// When this leader first looked at it.
+    since: Option<Instant>,
     /// None until it has answered, or has been silent for too long.
     state: Option<(MirrorState, Instant)>,
     heard: Option<Heard>,
@@ -85,8 +92,8 @@ struct Followed {
     shown_as_of: Option<Instant>,
     /// The last position and revision at which its chain hash agreed.
     agreed: Option<(u64, Revision)>,
-    /// How its chain hash disagreed.
-    disagrees: Option<String>,
+    /// How its chain hash disagreed, and since when it does.
+    disagrees: Option<(String, Instant)>,
     /// Why it is being repaired, as it says instead of an answer.
     repairing: Option<String>,
     received: Rate,
@@ -131,13 +138,18 @@ enum News {
     Objective { site: String, which: &'static str, met: bool },
 }
 
+/// What the event of an objective says.
+fn objective(which: &str, site: &str) -> String {
+    format!("the {which} objective of site {site}")
+}
+
 /// What one look finds.
 struct Look {
     figures: Vec<Figure>,
     standby_sites: Vec<StandbySite>,
 }
 
-/// Looks at the members for as long as this one leads.
+/// Looks at the members for as long as this one leads, and who is suspended always.
 pub async fn run(inner: Arc<Inner>) {
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -146,17 +158,18 @@ pub async fn run(inner: Arc<Inner>) {
         if inner.is_stopping() {
             return;
         }
-        if !inner.view().leads {
+        let leads = inner.view().leads;
+        if leads {
+            inner.note_committed();
+        } else {
             let mut tracked = inner.mirrors.tracked.lock();
             if !tracked.members.is_empty() {
                 *tracked = Tracked::default();
             }
-            continue;
         }
-        inner.note_committed();
         let looking = inner.clone();
         // The store may have to read a file for the age of an old entry.
-        if tokio::task::spawn_blocking(move || looking.look_again()).await.is_err() {
+        if tokio::task::spawn_blocking(move || looking.look_again(leads)).await.is_err() {
             return;
         }
     }
@@ -213,15 +226,15 @@ impl Inner {
             Err(_) => return,
         };
         let differs = self.take_answer(id, asked, committed, said, ours);
-        if let Some((theirs, ours)) = differs
+        if let Some((theirs, ours, for_long)) = differs
             && let Some(info) = self.members_by_id().get(&id)
         {
-            self.judge(id, &info.name, theirs, ours).await;
+            self.judge(id, &info.name, theirs, ours, for_long).await;
         }
     }
 
-    /// Keeps what a member has answered; gives where its chain hash is not this leader's, and that, when it does not know
-    /// of it.
+    /// Keeps what a member has answered; gives where its chain hash is not this leader's, that, and for how long already,
+    /// when it does not know of it.
     fn take_answer(
         &self,
         id: MemberId,
@@ -229,7 +242,7 @@ impl Inner {
         committed: Option<u64>,
         said: Standing,
         ours: Option<ChainHash>,
-    ) -> Option<(AppliedPoint, ChainHash)> {
+    ) -> Option<(AppliedPoint, ChainHash, Duration)> {
         let now = Instant::now();
         let confirmed = self.confirmed_at(now);
         let mut tracked = self.mirrors.tracked.lock();
@@ -244,18 +257,19 @@ impl Inner {
         }
         let applied = said.applied.map(|point| point.position);
         let lacks = applied < committed;
+        let oldest = applied.map_or(0, |applied| applied + 1);
+        let age = lacks.then(|| commits.age(oldest, now).or_else(|| self.frame_age(&mut followed.redo_time, oldest)));
         if !lacks {
             // Of what was acknowledged after that moment, by another leader perhaps, this one may not know.
             let known = confirmed.map(|confirmed| confirmed.min(asked));
             followed.shown_as_of = followed.shown_as_of.max(known);
-        } else if let Some(age) = commits.age(applied.map_or(0, |applied| applied + 1), now) {
+        } else if let Some(age) = age.flatten() {
             // Everything that was committed before that moment.
             followed.shown_as_of = followed.shown_as_of.max(now.checked_sub(age));
         }
-        let redo = said.received_index > applied && lacks;
-        let redo_age = match (redo, applied.map_or(0, |applied| applied + 1)) {
-            (true, oldest) => commits.age(oldest, now).or_else(|| self.frame_age(&mut followed.redo_time, oldest)),
-            (false, _) => Some(Duration::ZERO),
+        let redo_age = match age {
+            Some(age) if said.received_index > applied => age,
+            _ => Some(Duration::ZERO),
         };
         let mut differs = None;
         if let (Some(point), Some(ours)) = (said.applied, ours) {
@@ -264,8 +278,9 @@ impl Inner {
                 followed.disagrees = None;
             } else {
                 let why = format!("its chain hash at position {} is {}, not {ours}", point.position, point.chain);
-                followed.disagrees = Some(why);
-                differs = Some((point, ours));
+                let since = followed.disagrees.take().map_or(now, |(_, since)| since);
+                followed.disagrees = Some((why, since));
+                differs = Some((point, ours, now.saturating_duration_since(since)));
             }
         }
         let differs = differs.filter(|_| said.quarantined.is_none());
@@ -286,9 +301,13 @@ impl Inner {
     }
 
     /// What is done ten times a second, whether or not anybody asks.
-    fn look_again(&self) {
+    fn look_again(&self, leads: bool) {
+        // Whoever leads next must not send anything to a suspended member in its first moments.
         if let Err(error) = self.read_suspensions() {
             tracing::warn!(%error, "who is suspended cannot be read");
+        }
+        if !leads {
+            return;
         }
         let figures = self.look().figures;
         let (now, members) = (Instant::now(), self.members_by_id());
@@ -312,7 +331,7 @@ impl Inner {
         if self.view().leads {
             let mut news = Vec::new();
             self.compare_states(&figures, &mut news);
-            self.compare_objectives(&standby_sites, &mut news);
+            self.compare_objectives(&figures, &standby_sites, &mut news);
             news.into_iter().for_each(|news| self.tell(news));
         }
         Look { figures, standby_sites }
@@ -332,15 +351,30 @@ impl Inner {
         }
     }
 
-    fn compare_objectives(&self, sites: &[StandbySite], news: &mut Vec<News>) {
+    fn compare_objectives(&self, figures: &[Figure], sites: &[StandbySite], news: &mut Vec<News>) {
         let mut tracked = self.mirrors.tracked.lock();
         let mut now = BTreeMap::new();
-        // A leader that has just begun has not heard of all mirrors: what it does not know yet is no news.
-        let begun = self.led_for() > SILENCE_LIMIT.max(self.election_max * 2);
-        for site in sites.iter().filter(|site| begun || site.rpo_seconds.is_some() && site.rto_seconds.is_some()) {
+        // What is not known yet is no news: a leader that has just begun has not heard of all mirrors, and a mirror that has
+        // just come has nothing yet.
+        let limit = SILENCE_LIMIT.max(self.election_max * 2);
+        let since: BTreeMap<&str, Instant> = figures
+            .iter()
+            .filter_map(|figure| Some((&*figure.reply.name, tracked.members.get(&figure.id)?.since?)))
+            .collect();
+        let is_new = |mirror: &String| since.get(&**mirror).is_none_or(|since| since.elapsed() <= limit);
+        let settled = |site: &StandbySite| self.led_for() > limit && !site.mirrors.iter().any(is_new);
+        let known = |site: &StandbySite| site.rpo_seconds.is_some() && site.rto_seconds.is_some();
+        for site in sites.iter().filter(|site| known(site) || settled(site)) {
             let met = (site.rpo_met, site.rto_met);
-            // At first all is well, or it is said.
-            let before = tracked.objectives.get(&site.site).copied().unwrap_or((true, true));
+            // What an earlier leader has told last; at first all is well, or it is said.
+            let was_met = |which| {
+                let detail = objective(which, &site.site);
+                let kinds = [OBJECTIVE_MET, OBJECTIVE_MISSED];
+                let told = self.events.newest(|event| kinds.contains(&&*event.kind) && event.detail == detail);
+                told.is_none_or(|event| event.kind == OBJECTIVE_MET)
+            };
+            let before = tracked.objectives.get(&site.site).copied();
+            let before = before.unwrap_or_else(|| (was_met("rpo"), was_met("rto")));
             for (which, before, met) in [("rpo", before.0, met.0), ("rto", before.1, met.1)] {
                 if before != met {
                     news.push(News::Objective { site: site.site.clone(), which, met });
@@ -354,27 +388,32 @@ impl Inner {
     fn tell(&self, news: News) {
         match news {
             News::State { name, from, to, why } => {
-                let word = from.map_or("unknown".to_owned(), |from| from.to_string());
+                // A leader that begins does not know; what was told of the member last is what others believe.
+                let told = |event: &Event| event.kind == MIRROR_STATE && event.subject.as_ref() == Some(&name);
+                let believed = if from.is_none() { self.events.newest(told).and_then(|event| event.to) } else { None };
+                let before = from.map(|from| from.to_string()).or(believed);
+                let word = before.as_deref().unwrap_or("unknown");
                 let rest = why.map(|why| format!(": {why}")).unwrap_or_default();
                 tracing::info!(name, from = word, to = %to, "a member's state changed{rest}");
-                // A leader that begins and finds that all is well has no news.
-                if from.is_none() && to == MirrorState::Synchronized {
+                // Of a member of which nothing was told, all is well.
+                if word == to.as_str() || before.is_none() && to == MirrorState::Synchronized {
                     return;
                 }
                 let detail = format!("{name} was {word} and is {to}{rest}");
-                let from_word = from.map(|from| from.to_string());
-                let event = NewEvent::new("mirror-state", detail).about(name).change(from_word, to.as_str());
                 // A mirror at the edge of what the link carries goes to and fro; the log is spared that.
-                let follows = |state| matches!(state, MirrorState::Synchronized | MirrorState::Synchronizing);
-                match from.is_none_or(follows) && follows(to) {
+                let follows = [MirrorState::Synchronized, MirrorState::Synchronizing].map(|state| state.as_str());
+                let spared =
+                    follows.contains(&to.as_str()) && before.as_deref().is_none_or(|word| follows.contains(&word));
+                let event = NewEvent::new(MIRROR_STATE, detail).about(name).change(before, to.as_str());
+                match spared {
                     true => self.events.record_event(event),
                     false => self.record_cluster_event(event),
                 }
             }
             News::Objective { site, which, met } => {
-                let kind = if met { "objective-met" } else { "objective-missed" };
+                let kind = if met { OBJECTIVE_MET } else { OBJECTIVE_MISSED };
                 tracing::info!(site, objective = which, met, "an objective");
-                self.record_cluster_event(NewEvent::new(kind, format!("the {which} objective of site {site}")));
+                self.record_cluster_event(NewEvent::new(kind, objective(which, &site)));
             }
         }
     }

@@ -1,7 +1,6 @@
 //! What `/v1/dr` says: sites, objectives, what is wrong, and the commands that make sense in the present state.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::Look;
 use super::figures::Figure;
@@ -192,14 +191,10 @@ impl Inner {
                 MirrorState::Synchronized => {}
             }
         }
-        let far = |member: &&MemberReplication| {
-            member.role == MemberRole::Voter
-                && member
-                    .round_trip_seconds
-                    .is_some_and(|far| Duration::from_secs_f64(far) > crate::node::members::FAR_AWAY)
-        };
-        for member in figures.iter().map(|figure| &figure.reply).filter(far) {
-            let (name, why) = (&member.name, "is a voter far away, which every write waits for: make it a mirror");
+        let far = |figure: &&Figure| figure.reply.role == MemberRole::Voter && self.far_away(figure.id).is_some();
+        for figure in figures.iter().filter(far) {
+            let (name, why) =
+                (&figure.reply.name, "is a voter far away, which every write waits for: make it a mirror");
             plan.push(step(format!("{name} {why}"), format!("lifeboat members demote {name}")));
         }
         for figure in figures.iter().filter(|figure| self.says_unverified(figure.id)) {
