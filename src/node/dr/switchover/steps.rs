@@ -28,6 +28,9 @@ use crate::model::MemberId;
 pub const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);
 /// So long to make one of them a voter, to hand the lead over, or to wait for a quorum of them.
 pub const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// So long a leader of the old site waits for the others of the new one when the target is lost. Shorter, because as long as
+/// the target has a vote a write needs one old voter more.
+pub const MATES_LIMIT: Duration = Duration::from_secs(10);
 /// So long the measured pause is waited for at the end.
 pub const PAUSE_WAIT: Duration = Duration::from_secs(1);
 
@@ -160,7 +163,7 @@ fn forward(plan: &Plan, seen: &Seen, voters: &BTreeSet<MemberId>, leads_new: boo
             (Step::MovingVoters, None) => Next::MoveVoters,
             // They may only be slow to be heard of again.
             (Step::MovingVoters, Some(others)) => {
-                late(STEP_LIMIT, &format!("{target} was lost ({why}), and no quorum came ({others})")).unwrap_or_else(
+                late(MATES_LIMIT, &format!("{target} was lost ({why}), and no quorum came ({others})")).unwrap_or_else(
                     || Next::Wait(format!("a quorum of {}: {others}; {target} is lost: {why}", plan.to_site)),
                 )
             }
@@ -280,7 +283,7 @@ mod tests {
         assert_eq!(next(&plan(Step::MovingVoters), &lost(2, WITH)), Next::MoveVoters);
         let nobody = Seen { no_quorum: Some("n5 is away".into()), ..lost(2, WITH) };
         assert!(matches!(next(&plan(Step::MovingVoters), &nobody), Next::Wait(_)), "they may be heard of again");
-        let late = Seen { step_age: STEP_LIMIT, ..nobody };
+        let late = Seen { step_age: MATES_LIMIT, ..nobody };
         assert!(is_back(next(&plan(Step::MovingVoters), &late)));
     }
 
