@@ -18,6 +18,7 @@ pub const SWITCHOVER: &[&str] = &[
     "switchover-passing-lead",
     "switchover-leading",
     "switchover-moving-voters",
+    "switchover-voters-answer",
     "switchover-joint",
     "switchover-moved",
     "switchover-ended",

@@ -50,6 +50,9 @@ fn report(lobby: &Lobby, sampler: &mut Sampler) {
 }
 
 async fn answer(request: Request<Incoming>, lobby: &Lobby, metrics: &Metrics) -> Reply {
+    if !["/health/live", "/metrics"].contains(&request.uri().path()) {
+        lobby.knows_itself().await;
+    }
     let (fenced, why) = (lobby.fenced(), lobby.why());
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     let mut reply = match (request.uri().path(), fenced) {

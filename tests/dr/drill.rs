@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use crate::support;
 use crate::support::cluster::{Cluster, Plan};
+use crate::support::dr::plan_of;
 use crate::support::http::{self, Answer, Connection, Request};
 use crate::support::workload::Load;
 use crate::support::{PATIENCE, Seed, wait_for};
@@ -76,7 +77,7 @@ fn passes(cluster: &Cluster, member: usize) -> Value {
 
 #[test]
 fn a_failover_is_rehearsed_under_load_while_the_mirror_goes_on_following() {
-    let cluster = Plan::new(3, 1).start();
+    let cluster = Plan::new(3, 1).steady().start();
     let mirror = 3;
     for n in 0..200 {
         cluster.put_until_done(0, &format!("old/{n}"), &"x".repeat(500));
@@ -97,7 +98,8 @@ fn a_failover_is_rehearsed_under_load_while_the_mirror_goes_on_following() {
     let mut states = std::collections::BTreeSet::new();
     while let Some(chunk) = connection.read_chunk().unwrap() {
         answer.body.extend(chunk);
-        states.insert(mirror_state(&cluster, "n4").unwrap());
+        // Who asks a member that waits for its leader is told nothing.
+        states.extend(mirror_state(&cluster, "n4"));
     }
     let lines: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (report, progress) = lines.split_last().unwrap();
@@ -129,10 +131,13 @@ fn a_failover_is_rehearsed_under_load_while_the_mirror_goes_on_following() {
 
     // The mirror followed all the time.
     assert!(report["mirror"]["lag_max_seconds"].as_f64().unwrap() < 5.0, "{report:#}");
-    assert!(states.iter().all(|state| ["SYNCHRONIZED", "SYNCHRONIZING"].contains(&state.as_str())), "{states:?}");
+    assert!(
+        !states.is_empty() && states.iter().all(|state| ["SYNCHRONIZED", "SYNCHRONIZING"].contains(&state.as_str())),
+        "{states:?}"
+    );
     load.wait_progress(50);
     let outcome = load.finish();
-    assert!(outcome.journal.unknown.is_empty() && outcome.journal.refused.is_empty(), "{:?}", outcome.journal);
+    assert!(outcome.journal.refused.is_empty(), "{:?}", outcome.journal);
     // Nobody has heard of it: the term is the same, there is one timeline, and nobody met a stranger.
     let status = cluster.status(0).unwrap();
     assert_eq!((&status["term"], &status["cluster"]["timeline"]["number"]), (&term, &json!(1)), "{status}");
@@ -147,8 +152,10 @@ fn a_failover_is_rehearsed_under_load_while_the_mirror_goes_on_following() {
     cluster.assert_same_content();
     // All members know of it, and it is not advised any more.
     support::wait_cluster_events(cluster.client(0), &[("drill-done", 1)]);
-    let plan = http::get(cluster.client(0), "/v1/dr").expect(200).json();
-    assert!(!plan["plan"].to_string().contains("dr drill"), "{plan}");
+    wait_for("the drill not to be advised", || {
+        let plan = plan_of(&cluster, 0)?;
+        if json!(plan).to_string().contains("dr drill") { Err(format!("{plan:?}")) } else { Ok(()) }
+    });
 }
 
 fn one_and_a_mirror() -> Cluster {
@@ -354,16 +361,28 @@ fn the_command_finds_the_mirror_and_prints_what_was_found() {
     wait_nothing_left(&cluster, MIRROR);
 }
 
+/// How old what a mirror has may be, as it says itself.
+fn lag(cluster: &Cluster, mirror: usize) -> Result<f64, String> {
+    let answer = http::get(cluster.client(mirror), "/v1/kv/k?consistency=stale").expect(200);
+    let text = answer.must_have("lifeboat-lag-seconds").to_owned();
+    text.parse::<f64>().map_err(|_| text)
+}
+
+/// It has what it lacked before a leader has confirmed that.
+#[track_caller]
+fn wait_follows(cluster: &Cluster, mirror: usize) {
+    wait_for("the mirror to follow", || match lag(cluster, mirror)? {
+        lag if lag < 1.0 => Ok(()),
+        lag => Err(lag.to_string()),
+    });
+}
+
 /// The link between the sites is lost at a place of a drill for longer than a mirror may be behind that follows.
 fn goes_on_without_the_link(place: &str) {
     let cluster = Plan::new(1, 1).linked().with_points().start();
     cluster.put_until_done(0, "k", "x");
     cluster.wait_converged();
-    let lag = || {
-        let answer = http::get(cluster.client(MIRROR), "/v1/kv/k?consistency=stale").expect(200);
-        let text = answer.must_have("lifeboat-lag-seconds").to_owned();
-        text.parse::<f64>().map_err(|_| text)
-    };
+    let lag = || lag(&cluster, MIRROR);
     wait_for("the lag to be known", lag);
     cluster.arm_hold(place);
     let asked = ask(&cluster, MIRROR);
@@ -385,18 +404,12 @@ fn goes_on_without_the_link(place: &str) {
     assert!(report["rto"]["met"] == true && report["passed"] == false, "{place}: {report:#}");
     assert!(report["next"].as_str().unwrap().starts_with("lifeboat replication"), "{place}: {report:#}");
     wait_nothing_left(&cluster, MIRROR);
-    // Nobody else can be told yet.
-    let events = http::get(cluster.client(MIRROR), "/v1/events").expect(200).json();
-    let told = events["events"].as_array().unwrap().iter().find(|event| event["kind"] == "drill-failed").cloned();
-    assert_eq!(told.map(|event| event["scope"].clone()), Some(json!("member")), "{place}: {events}");
     cluster.link().heal();
+    // The leader is told as soon as it can be.
+    support::wait_cluster_events(cluster.client(0), &[("drill-failed", 1)]);
     cluster.put_until_done(0, "after", place);
     cluster.wait_converged();
-    // It has what it lacked before a leader has confirmed that.
-    wait_for("the mirror to follow again", || match lag()? {
-        lag if lag < 1.0 => Ok(()),
-        lag => Err(lag.to_string()),
-    });
+    wait_follows(&cluster, MIRROR);
     passes(&cluster, MIRROR);
     cluster.assert_same_content();
 }
@@ -426,6 +439,7 @@ fn a_new_leader_amid_a_drill_changes_nothing_about_it() {
         let new = cluster.wait_other_leader(old);
         cluster.put_until_done(new, "amid", place);
         cluster.wait_converged();
+        wait_follows(&cluster, mirror);
         cluster.release(place);
         let report = asked.join().unwrap().expect(200).json();
         assert_eq!((&report["passed"], &report["failure"]), (&json!(true), &Value::Null), "{place}: {report:#}");

@@ -146,8 +146,8 @@ fn wait_in_lobby(cluster: &Cluster, member: usize, speaker: &Speaker) {
         let in_lobby = answer.status == 421 && answer.header("connection") == Some("close");
         if in_lobby { Ok(()) } else { Err(answer.to_string()) }
     });
-    // The lobby is open before the member has read there that it is fenced. Nobody else answers its clients by now.
-    wait_role(cluster, member, "fenced");
+    // Nobody else answers its clients by now, and it never says anything else.
+    assert_eq!(role(cluster, member).as_deref(), Ok("fenced"));
 }
 
 /// The same vote that the member grants before it is fenced.
@@ -237,6 +237,10 @@ fn a_wrong_order_to_rejoin_is_refused_by_name_and_two_right_ones_at_once_are_one
     cluster.start_member(east);
     let old = member_file(&cluster, east)["cluster"]["timeline"].clone();
     wait_in_lobby(&cluster, east, &Speaker::new(&cluster, west, &old, east));
+    wait_for("the promotion to be finished", || match &member_file(&cluster, west)["promotion"] {
+        Value::Null => Ok(()),
+        promotion => Err(promotion.to_string()),
+    });
     for member in [east, west] {
         assert_wrong_orders_change_nothing(&cluster, member);
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::support::cluster::{Cluster, Plan};
 use crate::support::dr::{force_and_wait, tell_to_rejoin, wait_home, wait_role};
 use crate::support::http::{self, Request};
+use crate::support::switchover::move_to;
 use crate::support::wait_for;
 use serde_json::{Value, json};
 
@@ -80,14 +81,10 @@ fn numbers_are_unique_over_a_switchover_there_and_back() {
         };
         for (site, leads) in [("west", WEST), ("east", EAST)] {
             more();
-            wait_for(&format!("a switchover to {site} to begin"), || {
-                let answer = http::post(cluster.client(WEST), "/v1/dr/switchover", &json!({ "to_site": site }));
-                if answer.status == 202 { Ok(()) } else { Err(answer.to_string()) }
-            });
-            wait_for(&format!("{site} to be the primary site"), || {
-                let leader = cluster.leader_now()?;
-                let shown = http::get(cluster.client(leader), "/v1/dr/switchover").json();
-                if leader == leads && shown["state"] == "done" { Ok(()) } else { Err(shown.to_string()) }
+            move_to(&cluster, WEST, &json!({ "to_site": site }));
+            wait_for(&format!("{site} to be the primary site"), || match cluster.leader_now()? {
+                leader if leader == leads => Ok(()),
+                leader => Err(cluster.member(leader).name.clone()),
             });
         }
         more();

@@ -8,13 +8,14 @@
 //! Some pairs run with all tests; all of them with `make dr-proof`.
 
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::support::cluster::Cluster;
 use crate::support::dr::assert_verified;
 use crate::support::http::{Answer, Request};
 use crate::support::switchover::{
-    Patient, assert_one_primary, assert_written, begin, is_over, shown, site_of, sites, wait_over,
+    ATTEMPTS, Patient, assert_one_primary, assert_written, begin, comes_to, is_over, shown, site_of, sites, wait_over,
+    was_silent,
 };
 use crate::support::wait_for;
 use lifeboat::crash_points::{SWITCHOVER, SWITCHOVER_BACK};
@@ -58,6 +59,7 @@ const THERE: &[(&str, [&str; 4])] = &[
     ("switchover-passing-lead", [BACK, DONE, DONE, BACK]),
     ("switchover-leading", [BACK, DONE, DONE, BACK]),
     ("switchover-moving-voters", [DONE, DONE, DONE, BACK]),
+    ("switchover-voters-answer", [DONE, DONE, DONE, BACK]),
     ("switchover-joint", [DONE, DONE, DONE, DONE]),
     ("switchover-moved", [DONE, DONE, DONE, DONE]),
     ("switchover-ended", [DONE, DONE, DONE, DONE]),
@@ -69,11 +71,6 @@ const CALLED_OFF: &[(&str, [&str; 4])] =
 
 /// Where the carrier stands when it is called off, before it has done anything about it.
 const CALLED_OFF_AT: &str = "switchover-added";
-
-/// So often a pair is tried on a machine that gives members too little time.
-const ATTEMPTS: usize = 5;
-/// So long after the end of one nobody comes to the last place any more.
-const AFTER_THE_END: Duration = Duration::from_secs(2);
 
 /// The way on which it stands at a place.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,7 +106,7 @@ fn stand(cluster: &Cluster, to: &str, way: Way, place: &'static str) -> Option<S
     let begun = begin(cluster, to);
     let id = begun["id"].clone();
     let mut calls_off = None;
-    let mut stands = held.iter().all(|place| comes_to(cluster, &id, place));
+    let mut stands = held.iter().all(|place| comes_to(cluster, &id, place, || !cluster.is_not_held(place)));
     if way == Way::CalledOff && stands {
         cluster.arm_hold(place);
         let client = cluster.client(led);
@@ -124,7 +121,7 @@ fn stand(cluster: &Cluster, to: &str, way: Way, place: &'static str) -> Option<S
             cluster.release(CALLED_OFF_AT);
             held = vec![place];
         }
-        stands = stands && comes_to(cluster, &id, place);
+        stands = stands && comes_to(cluster, &id, place, || !cluster.is_not_held(place));
     }
     if !stands {
         held.iter().for_each(|place| cluster.release(place));
@@ -132,26 +129,6 @@ fn stand(cluster: &Cluster, to: &str, way: Way, place: &'static str) -> Option<S
     }
     let target = (0..cluster.len()).find(|&n| begun["target"] == cluster.member(n).name).unwrap();
     Some(Standing { id, target, led, held, calls_off })
-}
-
-/// Waits until somebody is held at a place; false when the switchover is over and nobody has come to it.
-#[track_caller]
-fn comes_to(cluster: &Cluster, id: &Value, place: &str) -> bool {
-    let mut over = None;
-    wait_for(&format!("a member to wait at {place}"), || {
-        if !cluster.is_not_held(place) {
-            return Ok(true);
-        }
-        let shown = shown(cluster)?;
-        if shown["id"] != *id || !is_over(&shown) {
-            return Err(shown.to_string());
-        }
-        // The last place comes behind the end.
-        match over.get_or_insert_with(Instant::now).elapsed() {
-            since if since > AFTER_THE_END => Ok(false),
-            _ => Err(shown.to_string()),
-        }
-    })
 }
 
 /// The members that a harm kills.
@@ -234,10 +211,7 @@ fn attempt(cluster: &mut Cluster, site: &mut &'static str, way: Way, place: &'st
     if over["state"] == expected(way, place, harm) {
         return true;
     }
-    // A target that lives and was not heard of for as long as a dead one is lost as well, and rightly.
-    let silent = format!("{} was lost: it has not answered", cluster.member(standing.target).name);
-    let starved = over["back"].as_str().is_some_and(|back| back.starts_with(&silent));
-    assert!(starved && harm != Link && !dead.contains(&standing.target), "{name}: {over}");
+    assert!(was_silent(&over) && harm != Link && !dead.contains(&standing.target), "{name}: {over}");
     false
 }
 
@@ -290,6 +264,7 @@ fn the_death_of_another_and_the_loss_of_the_link_are_survived_at_each_step() {
         ("switchover-held", Link),
         ("switchover-moving-voters", OldVoter),
         ("switchover-moving-voters", Link),
+        ("switchover-voters-answer", Link),
         ("switchover-joint", OldVoter),
         ("switchover-joint", Link),
         ("switchover-moved", Link),

@@ -310,6 +310,16 @@ impl Cluster {
         fs::write(self.point("crash", name), name).expect("a file");
     }
 
+    /// Whether a member has died at a named place since it was armed.
+    pub fn has_crashed(&self, name: &str) -> bool {
+        self.point("crashed", name).exists()
+    }
+
+    /// Nobody dies at a named place any more who has not done so.
+    pub fn disarm_crash(&self, name: &str) {
+        let _ = fs::remove_file(self.point("crash", name));
+    }
+
     /// Waits until a member has died at a named place, and gives its number. It does not run any more.
     pub fn wait_crashed(&mut self, name: &str) -> usize {
         let crashed = self.point("crashed", name);

@@ -194,38 +194,52 @@ pub fn assert_commands(commands: &[Value]) {
     }
 }
 
-/// All members are sound and hold the same, as `lifeboat verify` says when it is asked at this one.
+/// Waits until all members are sound and hold the same, as `lifeboat verify` says when it is asked at this one. It is asked
+/// again when it has not come to a verdict: a leader was lost amid it, or a member did not answer.
 #[track_caller]
 pub fn assert_verified(cluster: &Cluster, asked: usize) {
+    const DISAGREE: i32 = 8;
     let endpoint = format!("http://{}", cluster.client(asked));
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_lifeboat")).args(["verify", "--endpoints", &endpoint]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
+    wait_for("a verdict of the verification", || {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_lifeboat")).args(["verify", "--endpoints", &endpoint]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_ne!(output.status.code(), Some(DISAGREE), "{text}");
+        if output.status.success() { Ok(()) } else { Err(text) }
+    });
 }
 
-/// How a failover ends: of all that run, this member alone leads, all are on its timeline and hold the same, nobody is on
-/// the way, and a verification agrees. Gives what they hold.
+/// An answer that is not only "not now": who is asked may have lost its leader for a moment.
 #[track_caller]
-pub fn assert_one_timeline(cluster: &Cluster, leader: usize) -> Vec<String> {
-    let running = cluster.running();
-    wait_for("all to be on one timeline", || {
+pub fn served(ask: impl Fn() -> Answer) -> Answer {
+    wait_for("an answer", || match ask() {
+        answer if answer.status == 503 => Err(answer.to_string()),
+        answer => Ok(answer),
+    })
+}
+
+/// How a failover ends: of all that run, this member alone leads (or whoever does, when none is named), all are on its timeline
+/// and hold the same, nobody is on the way, and a verification agrees. Gives what they hold.
+#[track_caller]
+pub fn assert_one_timeline(cluster: &Cluster, leader: impl Into<Option<usize>>) -> Vec<String> {
+    let (wanted, running) = (leader.into(), cluster.running());
+    let led = wait_for("all to be on one timeline", || {
         let led = cluster.leader_now()?;
-        if led != leader {
+        if wanted.is_some_and(|wanted| led != wanted) {
             return Err(format!("{} leads", cluster.member(led).name));
         }
-        let wanted = cluster.status(leader)?["cluster"]["timeline"]["id"].clone();
+        let timeline = cluster.status(led)?["cluster"]["timeline"]["id"].clone();
         for &member in &running {
             let (role, status, file) = (role(cluster, member)?, cluster.status(member)?, member_file(cluster, member));
             let on = &status["cluster"]["timeline"]["id"];
             let settled = ["fenced", "rejoin", "promotion"].iter().all(|mark| file[mark].is_null());
-            if *on != wanted || !settled || !(member == leader || role == "follower" || role == "mirror") {
+            if *on != timeline || !settled || !(member == led || role == "follower" || role == "mirror") {
                 return Err(format!("{}: {role} on {on}: {file}", cluster.member(member).name));
             }
         }
-        Ok(())
+        Ok(led)
     });
     let content = cluster.assert_same_content();
-    assert_verified(cluster, leader);
+    assert_verified(cluster, led);
     content
 }

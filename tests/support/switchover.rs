@@ -18,8 +18,16 @@ const EACH_WAY: Duration = Duration::from_micros(2500);
 
 /// So many voters in one site and mirrors in the other, quick to notice who is dead: the tests wait for that often.
 pub fn sites(voters: usize, mirrors: usize) -> Cluster {
-    let plan = Plan::new(voters, mirrors).linked().with_points().quick();
-    let cluster = plan.start();
+    start(Plan::new(voters, mirrors).quick())
+}
+
+/// The same for tests that ask one after the other and count on the same leader.
+pub fn steady_sites(voters: usize, mirrors: usize) -> Cluster {
+    start(Plan::new(voters, mirrors).steady())
+}
+
+fn start(plan: Plan) -> Cluster {
+    let cluster = plan.linked().with_points().start();
     cluster.link().delay(EACH_WAY);
     wait_level(&cluster);
     cluster
@@ -41,12 +49,49 @@ pub fn try_json(cluster: &Cluster, member: usize, target: &str) -> Result<Value,
 /// Asks until it is not only "not now": a leader that has just begun does not know everybody yet.
 #[track_caller]
 pub fn begin(cluster: &Cluster, to: &str) -> Value {
+    begin_at(cluster, cluster.running()[0], &json!({ "to_site": to }))
+}
+
+/// The same, asked of this member.
+#[track_caller]
+pub fn begin_at(cluster: &Cluster, asked: usize, order: &Value) -> Value {
+    let to = &order["to_site"];
     wait_for(&format!("a switchover to {to} to begin"), || {
-        let asked = cluster.running()[0];
-        let request = Request::new("POST", "/v1/dr/switchover").body(json!({ "to_site": to }).to_string());
+        let request = Request::new("POST", "/v1/dr/switchover").body(order.to_string());
         let answer = request.try_send(cluster.client(asked)).map_err(|failure| failure.to_string())?;
-        if answer.status == 202 { Ok(answer.json()) } else { Err(answer.to_string()) }
+        match answer.status {
+            202 => Ok(answer.json()),
+            // It is over, and the answer to its beginning was lost.
+            200 => shown(cluster)
+                .and_then(|shown| if shown["to_site"] == *to { Ok(shown) } else { Err(shown.to_string()) }),
+            _ => Err(answer.to_string()),
+        }
     })
+}
+
+/// So often one is begun on a machine that gives members too little time.
+pub const ATTEMPTS: usize = 5;
+
+/// Moves the primary site as ordered, at this member, to the end; gives what is shown of that.
+#[track_caller]
+pub fn move_to(cluster: &Cluster, asked: usize, order: &Value) -> Value {
+    for _ in 0..ATTEMPTS {
+        let begun = begin_at(cluster, asked, order);
+        let over = wait_over(cluster, &begun["id"]);
+        if over["state"] == "done" {
+            return over;
+        }
+        assert!(was_silent(&over), "{over}");
+        println!("the target got no time to answer; again: {over}");
+    }
+    panic!("{order} was tried {ATTEMPTS} times");
+}
+
+/// Whether it went back because nobody had heard of the target for long. One that lives and stands still for as long as a
+/// dead one is lost as well, and rightly.
+pub fn was_silent(over: &Value) -> bool {
+    over["state"] == "went-back"
+        && over["back"].as_str().is_some_and(|back| back.contains(" was lost: it has not answered"))
 }
 
 /// The newest switchover, as the leader shows it.
@@ -66,6 +111,30 @@ pub fn wait_over(cluster: &Cluster, id: &Value) -> Value {
         // On both sides of a lost link somebody may think that he leads; one of them is confirmed.
         let shown = shown(cluster)?;
         if shown["id"] == *id && is_over(&shown) { Ok(shown) } else { Err(shown.to_string()) }
+    })
+}
+
+/// So long after the end of one nobody comes to the last place any more.
+const AFTER_THE_END: Duration = Duration::from_secs(2);
+
+/// Waits until somebody has come to a place, as `there` says; false when the switchover is over and nobody has. On a machine
+/// that gives members no time another may be elected between a step and its place, and finds the step done.
+#[track_caller]
+pub fn comes_to(cluster: &Cluster, id: &Value, place: &str, there: impl Fn() -> bool) -> bool {
+    let mut over = None;
+    wait_for(&format!("a member to come to {place}"), || {
+        if there() {
+            return Ok(true);
+        }
+        let shown = shown(cluster)?;
+        if shown["id"] != *id || !is_over(&shown) {
+            return Err(shown.to_string());
+        }
+        // The last place comes behind the end.
+        match over.get_or_insert_with(Instant::now).elapsed() {
+            since if since > AFTER_THE_END => Ok(false),
+            _ => Err(shown.to_string()),
+        }
     })
 }
 

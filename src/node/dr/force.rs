@@ -66,7 +66,10 @@ impl Inner {
                 self.info.name, self.info.site
             ));
         }
-        let surveyed = self.survey().await;
+        let mut surveyed = self.survey().await;
+        if surveyed.primary().is_none() {
+            self.ask_silent_again(&mut surveyed, &request.without).await;
+        }
         let site = &self.info.site;
         if let Some(why) = surveyed.primary() {
             let detail = format!("{why}: nothing is lost that must be forced. See lifeboat dr plan --endpoints {url}");

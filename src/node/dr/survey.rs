@@ -7,7 +7,7 @@
 //! Proven by the tests below, and by the failovers in `tests/`.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
@@ -24,6 +24,11 @@ use crate::raft::types::MemberInfo;
 
 /// How long a member may take to answer.
 const ANSWER: Duration = Duration::from_millis(1000);
+/// Members that are silent are asked again for so long before it is said that they are missing. With the question before and
+/// the order behind it this has to fit into the time of a request.
+const SILENT: Duration = Duration::from_millis(1500);
+/// Between two questions to one that is silent.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Asks a member how it stands.
 #[derive(Debug, Serialize, Deserialize)]
@@ -184,6 +189,13 @@ impl Surveyed {
         missing.map(|found| found.info.name.clone()).collect()
     }
 
+    /// Where in the list the members of a site stand that did not answer, but for those in `without`.
+    fn silent(&self, site: &str, without: &[String]) -> Vec<usize> {
+        let is_silent = |found: &Found| found.answer.is_err() && !found.is_of_earlier_program();
+        let wanted = |found: &Found| found.info.site == site && !without.contains(&found.info.name);
+        (0..self.members.len()).filter(|at| wanted(&self.members[*at]) && is_silent(&self.members[*at])).collect()
+    }
+
     /// What the promotion of `best` would lose.
     pub fn loss(&self, best: &Survey) -> Loss {
         let last = best.last.map_or(0, |last| last.index);
@@ -235,24 +247,46 @@ impl Inner {
         }
     }
 
+    /// Asks a member of the membership, at this moment.
+    async fn ask_how_it_stands(&self, id: MemberId, info: MemberInfo) -> Found {
+        if id == self.id {
+            return Found { id, info, answer: Ok(self.own_survey()) };
+        }
+        let url = self.addresses.get(id).map_or_else(|| info.peer_url.clone(), |url| url.to_string());
+        let cluster = self.http.identity().cluster;
+        let question = SurveyQuestion { format: PEER_FORMAT, cluster, promoting: None };
+        let url = format!("{url}{}", peer_path::DR_SURVEY);
+        let answer = AskStranger::post_json::<Survey>(&self.http, &url, &question, ANSWER).await;
+        let answer = answer.and_then(|survey| match survey.member_id == format_member_id(id) {
+            true => Ok(survey),
+            false => Err("another member answers at its address".to_owned()),
+        });
+        Found { id, info, answer }
+    }
+
+    /// Asks those of this member's site again that were silent, but for those in `without`: one that stood still for a
+    /// moment is not lost, and may hold more than the others. Returns when all have answered, or it took too long.
+    pub(in crate::node) async fn ask_silent_again(&self, surveyed: &mut Surveyed, without: &[String]) {
+        let began = Instant::now();
+        loop {
+            let silent = surveyed.silent(&self.info.site, without);
+            if silent.is_empty() || began.elapsed() > SILENT {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
+            let asked = silent.into_iter().map(|at| {
+                let Found { id, info, .. } = surveyed.members[at].clone();
+                async move { (at, self.ask_how_it_stands(id, info).await) }
+            });
+            for (at, found) in join_all(asked).await {
+                surveyed.members[at] = found;
+            }
+        }
+    }
+
     /// Asks all members of the membership, at this moment.
     pub(in crate::node) async fn survey(&self) -> Surveyed {
-        let members = self.members_by_id();
-        let asked = members.into_iter().map(|(id, info)| async move {
-            if id == self.id {
-                return Found { id, info, answer: Ok(self.own_survey()) };
-            }
-            let url = self.addresses.get(id).map_or_else(|| info.peer_url.clone(), |url| url.to_string());
-            let cluster = self.http.identity().cluster;
-            let question = SurveyQuestion { format: PEER_FORMAT, cluster, promoting: None };
-            let url = format!("{url}{}", peer_path::DR_SURVEY);
-            let answer = AskStranger::post_json::<Survey>(&self.http, &url, &question, ANSWER).await;
-            let answer = answer.and_then(|survey| match survey.member_id == format_member_id(id) {
-                true => Ok(survey),
-                false => Err("another member answers at its address".to_owned()),
-            });
-            Found { id, info, answer }
-        });
+        let asked = self.members_by_id().into_iter().map(|(id, info)| self.ask_how_it_stands(id, info));
         let mut members = join_all(asked).await;
         members.sort_by(|a, b| a.info.name.cmp(&b.info.name));
         let metrics = self.raft.server_metrics();
@@ -388,6 +422,18 @@ mod tests {
         let mut mirror = surveyed([SILENT, SILENT, SILENT]);
         mirror.members[3].answer = Err("404 Not Found".into());
         assert_eq!((mirror.missing("west"), mirror.best("west", &[]).unwrap().0.id), (vec!["n4".to_owned()], 5));
+    }
+
+    #[test]
+    fn only_silent_members_of_the_site_are_asked_again() {
+        let mut all = surveyed([SILENT, SILENT, SILENT]);
+        let silent = |all: &Surveyed, without: &[String]| all.silent("west", without);
+        assert_eq!(silent(&all, &[]), Vec::<usize>::new(), "the lost site is not waited for");
+        all.members[4].answer = SILENT.map_err(str::to_owned);
+        assert_eq!((silent(&all, &[]), silent(&all, &["n5".to_owned()])), (vec![4], vec![]));
+        // What they say does not change by asking.
+        all.members[3].answer = Ok(Survey { quarantined: true, ..stands(4, 1, 10) });
+        assert_eq!((all.missing("west").len(), silent(&all, &[])), (2, vec![4]));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! they wait. What it holds is written to `member.json` before anybody is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -26,6 +27,9 @@ use crate::node::{NodeError, PeerReply, PeerRequest, StartError, peer_path};
 use crate::raft::fence::{Identity, PEER_FORMAT};
 use crate::raft::types::MemberInfo;
 
+/// Who asks before the member has read who it is waits for that, so long at most.
+const KNOWN: Duration = Duration::from_secs(5);
+
 /// What members hear that ask before this one has a cluster. Cloning gives another handle to the same lobby.
 #[derive(Clone, Default)]
 pub struct Lobby {
@@ -35,6 +39,8 @@ pub struct Lobby {
     fenced: Arc<Mutex<Option<FencedMember>>>,
     /// Told when the fenced member shall rejoin.
     rejoin: Arc<Notify>,
+    /// Whether the member has read who it is, or will not tell any more.
+    known: watch::Sender<bool>,
 }
 
 /// The member that will serve.
@@ -88,6 +94,15 @@ impl Lobby {
         let asks = (!join.is_empty()).then(|| format!("it asks {} to be taken in", join.join(", ")));
         let (cluster, promotion) = (home.file.cluster, home.file.promotion.clone());
         *self.member.lock() = Some(Waiting { own, objectives, cluster, promotion, rivalry: Rivalry::default(), asks });
+        self.known.send_replace(true);
+    }
+
+    /// Waits until the member has read who it is: one that is opened anew because it is fenced must not say in between that
+    /// it has just started.
+    pub async fn knows_itself(&self) {
+        let mut known = self.known.subscribe();
+        // Too late is said as such.
+        let _ = tokio::time::timeout(KNOWN, known.wait_for(|known| *known)).await;
     }
 
     /// Decides whether the member begins its timeline, of what others of its site have answered; gives the one to give way to.
@@ -108,6 +123,7 @@ impl Lobby {
     pub(in crate::node) fn enter(&self, own: Own, home: Home) {
         let obstacle = Some("this member has not asked the others yet".to_owned());
         *self.guest.lock() = Some(Guest { own, home, version: 0, sees_cluster: false, obstacle, waits_for: None });
+        self.known.send_replace(true);
     }
 
     /// It has waited long enough; from now on the lobby says that the member is about to serve.
@@ -157,6 +173,7 @@ impl Lobby {
             *self.fenced.lock() =
                 Some(FencedMember { own, objectives, mark, identity, home: Some(home), sibling: None });
         }
+        self.known.send_replace(true);
         loop {
             let told = self.rejoin.notified();
             if let Some(fenced) = self.fenced.lock().as_mut()
@@ -285,6 +302,7 @@ impl Lobby {
         *self.member.lock() = None;
         *self.fenced.lock() = None;
         *self.repairs.lock() = None;
+        self.known.send_replace(true);
     }
 
     /// Why the member is in quarantine; none when it only waits, or serves.
@@ -357,6 +375,7 @@ impl Lobby {
 
     /// Answers another member.
     pub async fn answer(&self, request: PeerRequest) -> PeerReply {
+        self.knows_itself().await;
         let request = match self.repairs.lock().is_some() && request.path == peer_path::KIN {
             true => {
                 self.note_branch(request.body).await;
@@ -481,5 +500,50 @@ impl Guest {
         }
         tracing::info!(cluster = %proposal.cluster, "this member agrees to a new cluster");
         self.hold(Some(Held { proposal, frozen: false })).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::files::{Disk, RealDisk};
+    use crate::model::MemberRole;
+    use crate::node::identity::MemberFile;
+
+    #[tokio::test]
+    async fn who_asks_before_the_member_has_read_who_it_is_waits_for_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let opened =
+            |path: &Path| Home::new(disk.clone(), path.to_owned(), MemberFile::open(&*disk, path, "n1").unwrap());
+        let url = "http://n1:1".to_owned();
+        let info = MemberInfo {
+            name: "n1".into(),
+            site: "east".into(),
+            role: MemberRole::Voter,
+            client_url: url.clone(),
+            peer_url: url,
+        };
+        let own = Own { id: 1, info, expect: None };
+        let objectives = Objectives { rpo_seconds: 1.0, rto_seconds: 1.0 };
+        let (reopened, closed) = (Lobby::default(), Lobby::default());
+        let ask = |lobby: &Lobby| {
+            let lobby = lobby.clone();
+            tokio::spawn(async move {
+                lobby.knows_itself().await;
+                lobby.why().to_string()
+            })
+        };
+        let asked = [&reopened, &closed].map(ask);
+        tokio::task::yield_now().await;
+        assert!(asked.iter().all(|asked| !asked.is_finished()), "nothing is known yet");
+        reopened.opens(own, &opened(dir.path()), objectives, &[]);
+        // One that could not be opened keeps nobody waiting.
+        closed.close();
+        let [told, given_up] = asked;
+        assert!(!told.await.unwrap().contains("just started"));
+        assert!(given_up.await.unwrap().contains("just started"));
     }
 }

@@ -30,7 +30,7 @@ pub use fork::WAL_SEGMENT_BYTES as FORK_WAL_SEGMENT_BYTES;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -54,8 +54,12 @@ const CHILD_ENDS: Duration = Duration::from_secs(30);
 const ENDS: Duration = Duration::from_secs(5);
 /// How long a member that is opened anew waits for its drill.
 const STORE_FREE: Duration = Duration::from_secs(1);
-/// How long the leader may take to write down that there was a drill.
+/// How long the leader may take to answer that it writes down that there was a drill.
 const TELL: Duration = Duration::from_secs(2);
+/// Between two attempts to tell it.
+const TELL_AGAIN: Duration = Duration::from_millis(500);
+/// A drill of which no leader could be told for so long is only told here.
+const TELL_NOBODY: Duration = Duration::from_secs(60);
 
 /// Makes the command that runs a throwaway member in this directory, which digests its content at this revision.
 pub type Launcher = Box<dyn Fn(&Path, Revision) -> tokio::process::Command + Send + Sync>;
@@ -78,12 +82,19 @@ pub(in crate::node) struct DrillNews {
     member: String,
     passed: bool,
     detail: String,
+    /// By what the event is known; it may be told more than once.
+    #[serde(default)]
+    id: Option<String>,
 }
 
 impl DrillNews {
+    fn new(member: String, passed: bool, detail: String) -> DrillNews {
+        DrillNews { member, passed, detail, id: Some(format!("{:016x}", rand::random::<u64>())) }
+    }
+
     fn event(&self) -> NewEvent {
         let kind = if self.passed { "drill-done" } else { "drill-failed" };
-        NewEvent::new(kind, self.detail.clone()).about(&self.member)
+        NewEvent { id: self.id.clone(), ..NewEvent::new(kind, self.detail.clone()) }.about(&self.member)
     }
 }
 
@@ -168,21 +179,37 @@ impl Inner {
         }
     }
 
-    /// Tells everyone how a drill went, by the leader, which writes it into the log; or keeps it here.
-    async fn tell_of_drill(&self, news: DrillNews) {
-        let leader = self.view().leader.as_ref().map(|leader| (leader.id, leader.peer_url.clone()));
-        let Some((id, url)) = leader else { return self.events.record_event(news.event()) };
-        let url = self.addresses.get(id).unwrap_or(url);
-        if let Err(error) = self.http.post_json::<()>(id, &url, peer_path::DRILLED, &news, TELL).await {
-            tracing::debug!(%error, "the leader does not write down that there was a drill");
-            self.events.record_event(news.event());
+    /// Tells everyone how a drill went, by the leader, which writes it into the log; keeps it here when none can be told.
+    async fn tell_of_drill(self: Arc<Self>, news: DrillNews) {
+        let began = Instant::now();
+        while let Err(error) = self.tell_leader_of_drill(&news).await {
+            tracing::debug!(error, "no leader writes down yet that there was a drill");
+            if self.is_stopping() || began.elapsed() > TELL_NOBODY {
+                return self.events.record_event(news.event());
+            }
+            tokio::time::sleep(TELL_AGAIN).await;
         }
+    }
+
+    async fn tell_leader_of_drill(&self, news: &DrillNews) -> Result<(), String> {
+        let leader = self.view().leader.as_ref().map(|leader| (leader.id, leader.peer_url.clone()));
+        let (id, url) = leader.ok_or("no leader is known")?;
+        if id == self.id {
+            // A mirror that was promoted meanwhile.
+            return self.drilled(news.clone());
+        }
+        let url = self.addresses.get(id).unwrap_or(url);
+        let told = self.http.post_json::<()>(id, &url, peer_path::DRILLED, news, TELL).await;
+        told.map_err(|error| error.to_string())
     }
 
     /// A mirror has rehearsed a failover.
     pub(in crate::node) fn drilled(&self, news: DrillNews) -> Result<(), String> {
         self.leads_with_quorum()?;
-        self.record_cluster_event(news.event());
+        // An answer may have been lost.
+        if news.id.as_ref().is_none_or(|id| !self.events.has(id)) {
+            self.record_cluster_event(news.event());
+        }
         Ok(())
     }
 }

@@ -110,7 +110,7 @@ pub(super) async fn run(
     // Before the news: who has read it may begin the next one.
     drop(running);
     let (member, passed) = (drill.report.member.clone(), drill.report.passed);
-    drill.inner.tell_of_drill(DrillNews { member, passed, detail: words }).await;
+    tokio::spawn(drill.inner.clone().tell_of_drill(DrillNews::new(member, passed, words)));
     drill.send_report().await;
 }
 

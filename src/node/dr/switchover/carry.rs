@@ -346,6 +346,7 @@ impl Inner {
             let detail = format!("{there} of the {} members of {} answer now", plan.voters.len(), plan.to_site);
             return Err(NodeError::NotNow { detail });
         }
+        reach("switchover-voters-answer").await;
         let concerned = self.target_voters().into_iter().chain(voters.iter().copied());
         let roles = self.with_roles(concerned.map(|id| (id, plan.role_of(id))));
         let moved = ChangeMembers::Batch(vec![roles, ChangeMembers::ReplaceAllVoters(voters)]);

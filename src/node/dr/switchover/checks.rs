@@ -17,6 +17,8 @@ use crate::node::{Inner, NodeError};
 pub const MAX_BEHIND_ENTRIES: u64 = 10_000;
 /// So long another change of the members is waited for, when nothing else is missing.
 const CHANGE_WAIT: Duration = Duration::from_secs(4);
+/// So long one that is silent is asked again, and at least for two election timeouts.
+const SILENT: Duration = Duration::from_millis(2500);
 /// Between two looks for what clears by itself.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -223,7 +225,8 @@ impl Inner {
                 return Ok(None);
             }
             let missing = facts.missing();
-            let patience = if facts.waits_for().count() == missing.len() { CHANGE_WAIT } else { self.election_max * 2 };
+            let changing = facts.waits_for().count() == missing.len();
+            let patience = if changing { CHANGE_WAIT } else { SILENT.max(self.election_max * 2) };
             match facts.draft().filter(|_| missing.is_empty()) {
                 Some(draft) => return Ok(Some(Checked { draft, warnings: facts.warnings() })),
                 None if begun.elapsed() + AGAIN < patience => tokio::time::sleep(AGAIN).await,

@@ -28,6 +28,9 @@ use crate::model::MemberId;
 pub const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);
 /// So long to make one of them a voter, to hand the lead over, or to wait for a quorum of them.
 pub const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// So long a leader of the old site waits for the others of the new one when the target is lost. Shorter, because as long as
+/// the target has a vote a write needs one old voter more.
+pub const MATES_LIMIT: Duration = Duration::from_secs(10);
 /// So long the measured pause is waited for at the end.
 pub const PAUSE_WAIT: Duration = Duration::from_secs(1);
 
@@ -158,6 +161,12 @@ fn forward(plan: &Plan, seen: &Seen, voters: &BTreeSet<MemberId>, leads_new: boo
         return match (plan.step, &seen.no_quorum) {
             // The lead was there already, and came back by an election: the others of that site can do without it.
             (Step::MovingVoters, None) => Next::MoveVoters,
+            // They may only be slow to be heard of again.
+            (Step::MovingVoters, Some(others)) => {
+                late(MATES_LIMIT, &format!("{target} was lost ({why}), and no quorum came ({others})")).unwrap_or_else(
+                    || Next::Wait(format!("a quorum of {}: {others}; {target} is lost: {why}", plan.to_site)),
+                )
+            }
             _ => Next::GoBack(format!("{target} was lost: {why}")),
         };
     }
@@ -273,7 +282,9 @@ mod tests {
         // The lead was there and an election brought it back: the site's others are enough.
         assert_eq!(next(&plan(Step::MovingVoters), &lost(2, WITH)), Next::MoveVoters);
         let nobody = Seen { no_quorum: Some("n5 is away".into()), ..lost(2, WITH) };
-        assert!(is_back(next(&plan(Step::MovingVoters), &nobody)));
+        assert!(matches!(next(&plan(Step::MovingVoters), &nobody), Next::Wait(_)), "they may be heard of again");
+        let late = Seen { step_age: MATES_LIMIT, ..nobody };
+        assert!(is_back(next(&plan(Step::MovingVoters), &late)));
     }
 
     #[test]
