@@ -406,10 +406,11 @@ fn about_the_cluster(tool: &Tool) {
     assert_eq!(tool.json(&["members"])["members"].as_array().unwrap().len(), 4);
     // A name may have a hyphen; that nobody has this one is told as of any other.
     assert!(tool.complains(3, &["members", "show", "no-such"]).contains("no-such"));
-    wait_for("the cluster to be healthy", || match tool.run(&["health"]) {
-        output if output.status.success() => Ok(assert_eq!(text(&output.stdout), "healthy\n")),
+    let said = wait_for("the cluster to be healthy", || match tool.run(&["health"]) {
+        output if output.status.success() => Ok(text(&output.stdout)),
         output => Err(text(&output.stderr)),
     });
+    assert_eq!(said, "healthy\n");
     assert_eq!(tool.json(&["health", "live"])["healthy"], true);
     let (name, n1) = (tool.prints(&["leader"]), format!("{leader}\n"));
     assert_eq!(name, n1);
