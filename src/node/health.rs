@@ -115,7 +115,9 @@ impl Inner {
 
     pub(super) fn status(&self) -> api::Status {
         let view = self.view();
+        let applied = self.store.applied().map(|at| at.index);
         let metrics = self.raft.metrics().borrow_watched().clone();
+        let (committed, last) = at_least(applied, metrics.local_committed.map(|at| at.index), metrics.last_log_index);
         let timeline = self.store.timelines().last().map(|t| api::TimelineName { number: t.number, id: t.id });
         let cluster = self.store.cluster().zip(timeline);
         api::Status {
@@ -135,13 +137,32 @@ impl Inner {
             }),
             term: view.term,
             revision: self.store.revision(),
-            last_index: metrics.last_log_index,
-            committed_index: metrics.local_committed.map(|at| at.index),
-            applied_index: self.store.applied().map(|at| at.index),
+            last_index: last,
+            committed_index: committed,
+            applied_index: applied,
             sealed_index: self.store.sealed().map(|at| at.index),
             lag_seconds: self.lag.get().map(|lag| lag.as_secs_f64()),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             members: view.members.clone(),
         }
+    }
+}
+
+/// How far is committed, and how far the log goes, when so far is applied: Raft tells both a little later than they are.
+fn at_least(applied: Option<u64>, committed: Option<u64>, last: Option<u64>) -> (Option<u64>, Option<u64>) {
+    let committed = committed.max(applied);
+    (committed, last.max(committed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::at_least;
+
+    #[test]
+    fn what_is_applied_is_committed_and_in_the_log() {
+        assert_eq!(at_least(Some(7), Some(5), Some(6)), (Some(7), Some(7)));
+        assert_eq!(at_least(Some(5), Some(6), Some(9)), (Some(6), Some(9)));
+        assert_eq!(at_least(Some(1), None, None), (Some(1), Some(1)));
+        assert_eq!(at_least(None, None, None), (None, None));
     }
 }

@@ -150,6 +150,14 @@ fn prepare(dev: &Dev) {
         if status["feature_level"] == 3 { Ok(()) } else { Err(status.to_string()) }
     });
     support::wait_cluster_events(member, &[("member-joined", 3), ("member-votes", 2)]);
+    // Whoever follows from now on makes no event by it.
+    wait_for("all members to follow", || {
+        let answer = http::get(member, "/v1/replication").json();
+        let states = answer["members"].as_array().ok_or_else(|| answer.to_string())?;
+        let followers = states.iter().filter(|one| one["leader"] == false).collect::<Vec<_>>();
+        let follow = followers.iter().all(|one| one["state"] == "SYNCHRONIZED");
+        if followers.len() == 3 && follow { Ok(()) } else { Err(answer.to_string()) }
+    });
     // A keyed request makes a revision, because it is remembered, and this one does nothing else.
     for number in 0.. {
         let request = Request::new("DELETE", "/v1/kv/none").header("Idempotency-Key", &format!("prepare-{number}"));

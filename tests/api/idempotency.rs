@@ -415,18 +415,6 @@ fn figure(cluster: &Cluster, name: &str, label: &str) -> f64 {
     cluster.running().into_iter().map(|member| Metrics::of(cluster.client(member)).sum(name, &[label])).sum()
 }
 
-/// Hands the lead to a member, until it leads.
-fn let_lead(cluster: &Cluster, member: usize) {
-    wait_for("it to lead", || {
-        if cluster.leader_now() == Ok(member) {
-            return Ok(());
-        }
-        let moved = Request::new("POST", "/v1/leader").body(json!({"to": cluster.member(member).name}).to_string());
-        let answer = moved.try_send(cluster.client((member + 1) % 3)).map_err(|failure| failure.to_string())?;
-        Err(answer.to_string())
-    });
-}
-
 /// Who was sent what others remember, and did not see it happen, remembers it like them.
 #[test]
 fn a_member_that_was_sent_the_outcomes_leads() {
@@ -436,7 +424,7 @@ fn a_member_that_was_sent_the_outcomes_leads() {
     exactly_once_on("a_member_that_was_sent_the_outcomes_leads", cluster, &members, |cluster, load, _| {
         for (round, kind) in ["kind=\"delta\"", "kind=\"full\""].into_iter().enumerate() {
             let away = cluster.follower();
-            let missing_from = cluster.status(away).unwrap()["last_index"].as_u64().unwrap() as f64;
+            let missing_from = cluster.status_now(away)["last_index"].as_u64().unwrap() as f64;
             cluster.kill(away);
             load.wait_progress(PROGRESS);
             let big = "x".repeat(64 << 10);
@@ -462,7 +450,7 @@ fn a_member_that_was_sent_the_outcomes_leads() {
             cluster.start_member(away);
             cluster.wait_joined();
             Metrics::wait_copies(&cluster.clients(), &[kind], before + 1.0);
-            let_lead(cluster, away);
+            cluster.let_lead(away);
             load.wait_progress(PROGRESS);
         }
     });

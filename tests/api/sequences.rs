@@ -123,7 +123,7 @@ fn no_number_is_given_out_twice_while_leaders_die_hand_over_and_come_back() {
         more(ENOUGH);
         cluster.start_member(leader);
         cluster.wait_ready(leader);
-        http::post(cluster.client(leader), "/v1/leader", &json!({"to": cluster.member(leader).name})).expect(200);
+        cluster.let_lead(leader);
         more(ENOUGH);
         stop.store(0, Ordering::Relaxed);
     });

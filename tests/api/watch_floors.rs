@@ -98,13 +98,36 @@ fn floor_of(since: u64, answer: Answer) -> u64 {
     floor
 }
 
-/// Watches until `goal`, on one member after the other. `rest` says how long to be away after an event, or to leave the
-/// stream open and not read: then it goes on from the old revision, and where it is told to when that is gone.
+/// What a watcher does after an event.
+enum Rest {
+    /// It is away for so long.
+    Away(Duration),
+    /// It is away until no member can go on from where it is.
+    UntilBelow,
+    /// It leaves the stream open and does not read.
+    Unread(Duration),
+}
+
+/// Waits until a revision is below the floor of every member, or until the watchers shall end.
+fn wait_below(members: &[SocketAddr], revision: u64, goal: impl Fn() -> Option<u64>) {
+    let read = Request::new("GET", &format!("/v1/keys?prefix=none/&consistency=stale&rev={revision}"));
+    for member in members {
+        wait_for("the floor to rise", || match read.try_send(*member) {
+            _ if goal().is_some() => Ok(()),
+            Ok(answer) if answer.status == 410 => Ok(()),
+            Ok(answer) => Err(answer.to_string()),
+            Err(failure) => Err(failure.to_string()),
+        });
+    }
+}
+
+/// Watches until `goal`, on one member after the other. `rest` says what it does after an event: then it goes on from the
+/// old revision, and where it is told to when that is gone.
 fn follow(
     members: &[SocketAddr],
     since: u64,
     goal: impl Fn() -> Option<u64>,
-    mut rest: impl FnMut() -> Option<(Duration, bool)>,
+    mut rest: impl FnMut() -> Option<Rest>,
 ) -> Report {
     let mut report = Report::default();
     let mut span = Span { after: since, upto: since, seen: Vec::new() };
@@ -165,13 +188,20 @@ fn follow(
                 report.spans.push(span);
                 return report;
             }
-            if let Some((pause, stays)) = rest() {
-                if !stays {
+            match rest() {
+                None => {}
+                Some(Rest::Unread(pause)) => std::thread::sleep(pause),
+                Some(Rest::Away(pause)) => {
                     drop(stream);
                     std::thread::sleep(pause);
                     break;
                 }
-                std::thread::sleep(pause);
+                Some(Rest::UntilBelow) => {
+                    drop(stream);
+                    wait_below(members, span.upto, &goal);
+                    progress = Instant::now();
+                    break;
+                }
             }
         }
     }
@@ -226,11 +256,15 @@ fn whoever_is_below_the_floor_is_told_and_nobody_else_and_nothing_is_skipped_in_
                 let (mut members, mut rng) = (members.clone(), seed.rng(200 + number));
                 members.rotate_left(number as usize % 4);
                 scope.spawn(move || {
+                    let mut first = true;
                     let rest = || match number {
                         0..3 => None,
-                        _ => rng
-                            .random_bool(0.01)
-                            .then(|| (Duration::from_millis(rng.random_range(500..2000)), number == 5)),
+                        // So that it is surely below the floor once.
+                        3..5 if std::mem::take(&mut first) => Some(Rest::UntilBelow),
+                        _ => rng.random_bool(0.01).then(|| {
+                            let pause = Duration::from_millis(rng.random_range(500..2000));
+                            if number == 5 { Rest::Unread(pause) } else { Rest::Away(pause) }
+                        }),
                     };
                     follow(&members, start, goal_if_known, rest)
                 })

@@ -129,7 +129,7 @@ class Lifecycle(Releases):
         self.told("the primary site was lost, and the standby was forced")
         self.east.lost = False
         self.wait_for("the old members to fence themselves", lambda: self.old_roles() == ["fenced"] * 3)
-        assert self.east.endpoints() == [], "a fenced member is in the Service"
+        self.wait_for("no fenced member to be in the Service", lambda: self.east.endpoints() == [])
         for ordinal in range(3):
             home = self.east.pods[f"lifeboat-{ordinal}"].exec("dr", "rejoin")
             assert home.returncode == 0, home.stdout + home.stderr

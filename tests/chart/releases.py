@@ -99,7 +99,10 @@ class Releases:
         """The Service of the leader leads to its pod."""
 
         def found():
-            leader = self.status(self.east)["leader"]["name"]
+            leader = self.status(self.east)["leader"]
+            if leader is None:
+                return False
+            leader = leader["name"]
             return self.east.behind(self.east.service("primary")) == [self.east.pods[f"lifeboat-{leader[-1]}"].address]
 
         self.wait_for("the Service to lead to the leader alone", found)

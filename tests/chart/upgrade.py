@@ -18,9 +18,9 @@ from chart import CHART, earlier, version_of
 from immutable import copy_of
 from releases import Releases, main
 
-# No client is kept waiting longer by members that are restarted as planned: twice the time after which a member answers,
-# whatever became of the request (request_timeout_ms).
-PLANNED = 10
+# No client is kept waiting longer by members that are restarted as planned: three times the time after which a member
+# answers, whatever became of the request (request_timeout_ms), so that two answers in a row may leave that open.
+PLANNED = 15
 # Passes for the program before this one.
 OLD_LEVEL = 2
 OLD = {"image": {"tag": "old"}, "extraArgs": ["--announce-feature-level", str(OLD_LEVEL)]}

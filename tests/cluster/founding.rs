@@ -49,7 +49,7 @@ fn set_flags(cluster: &mut Cluster, member: usize, expect: usize, places: &[Sock
 }
 
 fn cluster_id(cluster: &Cluster, member: usize) -> String {
-    let status = cluster.status(member).unwrap();
+    let status = cluster.status_now(member);
     status["cluster"]["id"].as_str().unwrap_or_else(|| panic!("no cluster: {status}")).to_string()
 }
 
@@ -60,7 +60,7 @@ fn assert_one_cluster(cluster: &mut Cluster, count: usize) {
     let ids: Vec<String> = running.iter().map(|member| cluster_id(cluster, *member)).collect();
     assert!(ids.iter().all(|id| *id == ids[0]), "more than one cluster: {ids:?}");
     for &member in &running {
-        let members = cluster.status(member).unwrap()["members"].clone();
+        let members = cluster.status_now(member)["members"].clone();
         assert_eq!(members.as_array().unwrap().len(), count, "{members}");
     }
     cluster.put_until_done(running[0], "a", "1");
@@ -180,7 +180,7 @@ fn later_members_and_restarts_with_the_same_flags_find_the_cluster() {
     std::fs::rename(&cluster.member(1).data, cluster.path().join("lost")).unwrap();
     cluster.start_member(1);
     assert_one_cluster(&mut cluster, 4);
-    let status = cluster.status(1).unwrap();
+    let status = cluster.status_now(1);
     let again: Vec<&Value> = status["members"].as_array().unwrap().iter().filter(|m| m["name"] == "n2").collect();
     assert_eq!(again.len(), 1, "{status}");
     assert!((0..4).all(|member| cluster_id(&cluster, member) == id), "a second cluster was founded");

@@ -98,7 +98,7 @@ impl Client<'_> {
         let mut last = String::new();
         while started.elapsed() < DEADLINE {
             let address = self.members[self.at % self.members.len()];
-            let connection = match self.connection.take() {
+            let connection = match self.connection.take().filter(Connection::is_open) {
                 Some(connection) => Ok(connection),
                 None => Connection::open(address).map_err(Failure::NotSent),
             };
@@ -161,7 +161,7 @@ fn assert_all_there(cluster: &Cluster, written: &[u64]) {
 
 #[test]
 fn a_rolling_restart_fails_no_request() {
-    let mut cluster = Plan::new(3, 0).start();
+    let mut cluster = Plan::new(3, 0).steady().start();
     let clients = Clients::start(&cluster.clients());
     roll(&mut cluster, &clients);
     let written = clients.finish();
@@ -215,7 +215,7 @@ fn upgrade(mut cluster: Cluster, again: bool) {
 #[ignore = "needs the program of an earlier release: make upgrade-test"]
 fn a_rolling_upgrade_fails_no_request_and_brings_the_new_requests() {
     let old = std::env::var("LIFEBOAT_OLD_PROGRAM").expect("LIFEBOAT_OLD_PROGRAM names the program to begin from");
-    upgrade(Plan::new(3, 1).program(old).start(), true);
+    upgrade(Plan::new(3, 1).steady().program(old).start(), true);
 }
 
 /// A survey by an upgraded mirror: members of the old program live and cannot be asked, so nobody takes their site for lost;
@@ -248,7 +248,7 @@ fn a_survey_takes_members_of_the_old_program_for_alive() {
 
 #[test]
 fn members_of_two_feature_levels_roll_to_the_newer_one_and_fail_no_request() {
-    upgrade(Plan::new(3, 1).flag(PASS_FOR_OLD[0], PASS_FOR_OLD[1]).start(), false);
+    upgrade(Plan::new(3, 1).steady().flag(PASS_FOR_OLD[0], PASS_FOR_OLD[1]).start(), false);
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn members_of_other_sites_are_sent_what_they_understand() {
     assert_eq!(ratio(&cluster, old_mirror), 1.0);
     assert!(ratio(&cluster, new_mirror) < 0.5);
     cluster.pause(old_mirror);
-    let stands_at = cluster.status(0).unwrap()["applied_index"].as_u64().unwrap();
+    let stands_at = cluster.status_now(0)["applied_index"].as_u64().unwrap();
     write(&cluster, 2);
     wait_for("the log that the old mirror lacks to be gone", || {
         let first = support::scrape::Metrics::of(cluster.client(0)).sum("lifeboat_wal_first_index", &[]);

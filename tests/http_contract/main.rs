@@ -61,7 +61,7 @@ impl Single {
     #[track_caller]
     fn assert_serves(&self) {
         let value = "still here";
-        self.put("/v1/kv/proof-of-life", value);
+        self.cluster.put_until_done(0, "proof-of-life", value);
         assert_eq!(http::get(self.at, "/v1/kv/proof-of-life").expect(200).text(), value);
         http::get(self.at, "/health/ready").expect(200);
         assert!(self.cluster.member(0).process_id().is_some());

@@ -295,7 +295,13 @@ fn the_cluster(held: &mut Held) {
             ("checkPrimary", "/health/primary", leads),
             ("checkMirror", "/health/mirror?max_lag=1h", !leads),
         ] {
-            held.ask_member(member, id, if healthy { 200 } else { 503 }, target, plain);
+            let status = if healthy { 200 } else { 503 };
+            // The lag of the mirror may be unknown for a moment.
+            wait_for(target, || match plain(Request::new("GET", target)).send(held.cluster.client(member)) {
+                answer if answer.status == status => Ok(()),
+                answer => Err(answer.to_string()),
+            });
+            held.ask_member(member, id, status, target, plain);
         }
     }
     held.json("moveLeader", 200, "/v1/leader", &json!({ "to": "n1" }));

@@ -21,10 +21,14 @@ use super::http::{self, Answer, Connection, Request};
 use super::link::Link;
 use super::{wait_for, wait_within};
 
-/// How long a question about the state of a member may take; a paused member does not answer at all.
+/// How long a question about the state of a member may take that is asked again and again; a paused member does not
+/// answer at all.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a member may take to stop after SIGTERM.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the members of the program under test agree on in the end.
+const FEATURE_LEVEL: u64 = 3;
 
 /// What a cluster is made of.
 pub struct Plan {
@@ -113,8 +117,10 @@ impl Plan {
         }
         cluster.wait_joined();
         if makes_events {
+            // What a start makes by itself, in the background: each is a revision, and tests count revisions.
             let wanted = [("member-joined", joined), ("member-votes", votes)];
             for member in 0..cluster.len() {
+                cluster.wait_feature_level(member);
                 super::wait_cluster_events(cluster.client(member), &wanted);
             }
         }
@@ -417,6 +423,11 @@ impl Cluster {
         Ok(answer.json())
     }
 
+    /// The view of a member that answers, but may be busy.
+    pub fn status_now(&self, member: usize) -> Value {
+        wait_for(&format!("the status of {}", self.members[member].name), || self.status(member))
+    }
+
     fn ask(&self, member: usize, target: &str) -> Result<Answer, String> {
         let Member { name, client, .. } = &self.members[member];
         let mut connection =
@@ -438,6 +449,14 @@ impl Cluster {
         wait_for(&format!("{name} to be ready"), || {
             self.fail_if_dead(member);
             self.healthy(member, "/health/ready")
+        });
+    }
+
+    /// Waits until the newest kinds of commands are in force at a member.
+    pub fn wait_feature_level(&self, member: usize) {
+        wait_for("the feature level to rise", || match &self.status(member)?["feature_level"] {
+            level if *level == FEATURE_LEVEL => Ok(()),
+            level => Err(format!("it is {level}")),
         });
     }
 
@@ -506,6 +525,22 @@ impl Cluster {
             leader if leader == old => Err(format!("{} still leads", self.members[old].name)),
             leader => Ok(leader),
         })
+    }
+
+    /// Hands the lead to a voter, until it leads.
+    pub fn let_lead(&self, member: usize) {
+        let name = &self.members[member].name;
+        let transfer = Request::new("POST", "/v1/leader").body(serde_json::json!({ "to": name }).to_string());
+        wait_for(&format!("{name} to lead"), || {
+            let leader = self.leader_now()?;
+            if leader == member {
+                return Ok(());
+            }
+            let answer = transfer.try_send(self.client(leader)).map_err(|failure| failure.to_string())?;
+            // While it lacks entries, another takes over, or a transfer comes to nothing.
+            assert!([200, 409, 503, 504].contains(&answer.status), "{answer}");
+            Err(answer.to_string())
+        });
     }
 
     /// A running voter that does not lead.

@@ -166,6 +166,13 @@ impl Connection {
         self.stream.local_addr().expect("a connected socket has an address")
     }
 
+    /// Whether the other side has not closed it while nothing was under way. A client looks before it uses one again.
+    pub fn is_open(&self) -> bool {
+        let looked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut [0]));
+        let nothing_came = looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        nothing_came && self.stream.set_nonblocking(false).is_ok()
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)

@@ -20,6 +20,11 @@ const MEMBERS: u16 = 4;
 const WRITTEN: &str = "127.0.0.1";
 /// What a line of output begins with that says which command's output follows.
 const MARK: &str = "@@@ command ";
+/// What every member is started with. A page tells of one cluster in which nothing else happens: elections are so slow that
+/// nobody takes the lead who was not asked to, nor is any member said to be away, which would both be events, and an event
+/// is a revision. A mirror has long enough for what waits for it.
+const CALM: [&str; 4] =
+    ["--election-min-ms=5s", "--election-max-ms=6s", "--mirror-wait-ms=30s", "--request-timeout-ms=30s"];
 
 /// `lifeboat dev` with four members: the voters n1, n2, n3 and the mirror m1. Stopped when dropped.
 pub struct Dev {
@@ -52,6 +57,8 @@ impl Dev {
             .args(["dev", "--host", &host.to_string(), "--base-port", &CLIENT_PORT.to_string()])
             .arg("--data-dir")
             .arg(directory.path().join("data"))
+            .arg("--")
+            .args(CALM)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -183,9 +183,9 @@ fn with<'a>(arguments: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
 
 fn dev<'a>(ip: &'a str, dir: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let arguments = ["dev", "--host", ip, "--data-dir", dir];
-    // Small files: what dev does, not how large logs become, is looked at here.
-    let small = ["--", "--wal-segment-bytes=1MiB"];
-    arguments.into_iter().chain(more.iter().copied()).chain(small).collect()
+    // Small files: what dev does, not how large logs become, is looked at here. And nobody loses the lead by being slow.
+    let members = ["--", "--wal-segment-bytes=1MiB", "--election-min-ms=1500ms", "--election-max-ms=2s"];
+    arguments.into_iter().chain(more.iter().copied()).chain(members).collect()
 }
 
 #[test]

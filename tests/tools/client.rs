@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::Seed;
 use crate::support::cluster::{Cluster, Plan};
+use crate::support::{Seed, wait_for};
 use lifeboat::api::{Change, TxnResult};
 use lifeboat::client::{Client, WatchItem};
 use rand::Rng as _;
@@ -52,10 +52,12 @@ fn what_was_acknowledged_is_counted_once_and_nothing_else_while_leaders_are_kill
     let seed = Seed::for_test("what_was_acknowledged_is_counted_once_and_nothing_else_while_leaders_are_killed");
     let mut cluster = Plan::new(3, 0).start();
     let runtime = runtime();
+    const ENOUGH: u64 = 10;
     let stop = Arc::new(AtomicBool::new(false));
+    let made: Arc<[AtomicU64; 4]> = Arc::default();
     let mut workers = Vec::new();
     for number in 0..4 {
-        let (client, stop) = (client(&cluster, seed.rng(number).random()), stop.clone());
+        let (client, stop, made) = (client(&cluster, seed.rng(number).random()), stop.clone(), made.clone());
         // Each step is a transaction that only raises: done twice, it would count twice.
         workers.push(runtime.spawn(async move {
             let mut steps: u64 = 0;
@@ -75,16 +77,21 @@ fn what_was_acknowledged_is_counted_once_and_nothing_else_while_leaders_are_kill
                 assert!(reply.succeeded, "the outcome of an earlier attempt was not given again");
                 assert!(matches!(&reply.results[..], [TxnResult::Put { .. }, TxnResult::Put { version: 1, .. }]));
                 steps += 1;
+                made[number as usize].store(steps, Ordering::Relaxed);
             }
             steps
         }));
     }
     kill_leaders(&mut cluster, 4);
+    wait_for("steps of every client", || match made.iter().all(|steps| steps.load(Ordering::Relaxed) > ENOUGH) {
+        true => Ok(()),
+        false => Err(format!("{made:?}")),
+    });
     stop.store(true, Ordering::Relaxed);
     let steps: Vec<u64> = workers.into_iter().map(|worker| runtime.block_on(async { worker.await.unwrap() })).collect();
     let reader = client(&cluster, 1);
     for (number, steps) in steps.iter().enumerate() {
-        assert!(*steps > 10, "the clients made hardly any steps: {steps:?}");
+        assert!(*steps > ENOUGH, "the clients made hardly any steps: {steps:?}");
         let item = runtime.block_on(async { reader.get(format!("count/{number}")).await }).unwrap().unwrap();
         assert_eq!(item.value.unwrap(), steps.to_string());
         assert_eq!(item.meta.version, *steps);
@@ -98,6 +105,9 @@ fn a_watch_misses_and_repeats_nothing_while_members_are_killed() {
     let runtime = runtime();
     let (watching, writing) = (client(&cluster, seed.rng(1).random()), client(&cluster, seed.rng(2).random()));
     let start = runtime.block_on(async { writing.put("w/begin", "x").await }).unwrap().revision;
+    const ENOUGH: usize = 20;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
     let (stop, writer) = until_stopped(&runtime, |stop| async move {
         let mut written = BTreeMap::new();
         for number in 0.. {
@@ -106,6 +116,7 @@ fn a_watch_misses_and_repeats_nothing_while_members_are_killed() {
             }
             let reply = writing.put(format!("w/{number}"), number.to_string()).await.unwrap();
             written.insert(reply.revision, number.to_string());
+            counted.store(written.len(), Ordering::Relaxed);
         }
         let end = writing.put("w/end", "x").await.unwrap().revision;
         (written, end)
@@ -132,10 +143,14 @@ fn a_watch_misses_and_repeats_nothing_while_members_are_killed() {
     cluster.kill(follower);
     cluster.start_member(follower);
     cluster.wait_ready(follower);
+    wait_for("writes", || match count.load(Ordering::Relaxed) {
+        enough if enough > ENOUGH => Ok(()),
+        few => Err(few.to_string()),
+    });
     stop.store(true, Ordering::Relaxed);
     let (written, end) = runtime.block_on(writer).unwrap();
     let (seen, last) = runtime.block_on(async { tokio::time::timeout(DEADLINE, watcher).await }).unwrap().unwrap();
-    assert!(written.len() > 20, "hardly anything was written: {}", written.len());
+    assert!(written.len() > ENOUGH, "hardly anything was written: {}", written.len());
     assert_eq!((seen, last), (written, end));
 }
 
@@ -195,7 +210,7 @@ fn a_holder_that_dies_is_followed_and_its_writes_are_fenced() {
     let runtime = runtime();
     let (one, other) = (client(&cluster, 1), client(&cluster, 2));
     runtime.block_on(async {
-        let ttl = Duration::from_secs(2);
+        let ttl = Duration::from_secs(30);
         let first = one.mutex("lock").ttl(ttl).value("first").lock().await.unwrap();
         assert!(other.mutex("lock").try_lock().await.unwrap().is_none());
         let waited = other.mutex("lock").lock_within(Duration::from_millis(100)).await.unwrap();
@@ -241,7 +256,7 @@ fn one_leads_and_when_it_dies_the_next_one_does_and_everybody_can_see_it() {
     let mut cluster = Plan::new(3, 0).start();
     let runtime = runtime();
     let (one, other, watcher) = (client(&cluster, 1), client(&cluster, 2), client(&cluster, 3));
-    let ttl = Duration::from_secs(3);
+    let ttl = Duration::from_secs(30);
     let (first, second, mut observer) = runtime.block_on(async {
         let election = one.election("jobs").ttl(ttl);
         let mut observer = watcher.election("jobs").observe();
