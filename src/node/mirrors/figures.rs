@@ -62,6 +62,10 @@ impl Inner {
             first_in_log: self.wal.first_index(),
         };
         let mut tracked = self.mirrors.tracked.lock();
+        // What was committed since the last look is no older than that; nothing else would tell its age.
+        if let Some(committed) = moment.committed {
+            tracked.commits.note(committed, moment.now);
+        }
         let mut figures = Vec::new();
         for (id, info) in self.members_by_id() {
             let matched = replication.get(&id).cloned().flatten().map(|at| at.index);
@@ -218,12 +222,11 @@ impl Inner {
             Some((_, time_ms)) => time_ms,
             None => {
                 let time_of = |index| self.store.clock_at(index).ok().flatten();
-                let time_ms = match time_of(index) {
+                // What is not applied here yet has no frame: the next look may find one.
+                let time_ms = match time_of(index)? {
                     // The very first entries of a cluster are older than its clock: the next one that has a time tells.
-                    Some(0) => {
-                        (index..index + UNTIMED_MAX).filter_map(time_of).find(|time_ms| *time_ms > 0).unwrap_or(0)
-                    }
-                    found => found.unwrap_or(0),
+                    0 => (index..index + UNTIMED_MAX).filter_map(time_of).find(|time_ms| *time_ms > 0).unwrap_or(0),
+                    found => found,
                 };
                 *known = Some((index, time_ms));
                 time_ms
