@@ -46,27 +46,37 @@ pub fn try_json(cluster: &Cluster, member: usize, target: &str) -> Result<Value,
     if answer.status == 200 { Ok(answer.json()) } else { Err(answer.to_string()) }
 }
 
-/// Asks until it is not only "not now": a leader that has just begun does not know everybody yet.
+/// Asks one member after the other until it is not only "not now": a leader that has just begun does not know everybody yet,
+/// and who is asked may die before it has answered. An order that is given again while one is under way begins no other.
 #[track_caller]
 pub fn begin(cluster: &Cluster, to: &str) -> Value {
-    begin_at(cluster, cluster.running()[0], &json!({ "to_site": to }))
+    let mut members = cluster.running().into_iter().cycle();
+    wait_begun(to, || order_switchover(cluster, members.next().unwrap(), &json!({ "to_site": to })))
 }
 
-/// The same, asked of this member.
+/// Orders one at this member until it begins.
 #[track_caller]
 pub fn begin_at(cluster: &Cluster, asked: usize, order: &Value) -> Value {
-    let to = &order["to_site"];
-    wait_for(&format!("a switchover to {to} to begin"), || {
-        let request = Request::new("POST", "/v1/dr/switchover").body(order.to_string());
-        let answer = request.try_send(cluster.client(asked)).map_err(|failure| failure.to_string())?;
-        match answer.status {
-            202 => Ok(answer.json()),
-            // It is over, and the answer to its beginning was lost.
-            200 => shown(cluster)
-                .and_then(|shown| if shown["to_site"] == *to { Ok(shown) } else { Err(shown.to_string()) }),
-            _ => Err(answer.to_string()),
-        }
-    })
+    wait_begun(order["to_site"].as_str().unwrap(), || order_switchover(cluster, asked, order))
+}
+
+#[track_caller]
+fn wait_begun(to: &str, order: impl FnMut() -> Result<Value, String>) -> Value {
+    wait_for(&format!("a switchover to {to} to begin"), order)
+}
+
+fn order_switchover(cluster: &Cluster, asked: usize, order: &Value) -> Result<Value, String> {
+    let request = Request::new("POST", "/v1/dr/switchover").body(order.to_string());
+    let answer = request.try_send(cluster.client(asked)).map_err(|failure| failure.to_string())?;
+    match answer.status {
+        202 => Ok(answer.json()),
+        // It is over, and the answer to its beginning was lost.
+        200 => shown(cluster).and_then(|shown| match shown["to_site"] == order["to_site"] {
+            true => Ok(shown),
+            false => Err(shown.to_string()),
+        }),
+        _ => Err(answer.to_string()),
+    }
 }
 
 /// So often one is begun on a machine that gives members too little time.
